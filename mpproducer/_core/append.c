@@ -1,0 +1,570 @@
+#include "append.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <unistd.h>
+
+#define RELAXED memory_order_relaxed
+#define ACQUIRE memory_order_acquire
+#define RELEASE memory_order_release
+#define ACQ_REL memory_order_acq_rel
+
+/* A contender that sees one unchanged owned word for this long seals the batch and goes on. */
+#define STEAL_NS 200000
+#define PAUSES 64
+/* A batch whose rest could not take such a small record is full. */
+#define FULL_SLACK 1024u
+
+static inline uint32_t varint_size(uint64_t zigzag) {
+    return zigzag == 0 ? 1u : (uint32_t)(70 - __builtin_clzll(zigzag)) / 7u;
+}
+
+static inline uint64_t zigzag(int64_t value) {
+    return (uint64_t)value << 1 ^ (uint64_t)(value >> 63);
+}
+
+static inline uint8_t *put_varint(uint8_t *at, uint64_t value) {
+    while (value >= 0x80) {
+        *at++ = (uint8_t)(value | 0x80);
+        value >>= 7;
+    }
+    *at++ = (uint8_t)value;
+    return at;
+}
+
+/* Where the next byte of a chain goes. Crossing a slot's end follows `next`. */
+struct cursor {
+    const struct mp_region *region;
+    uint32_t slot;
+    uint32_t used; /* bytes used in that slot, up to MP_SLOT_BYTES */
+};
+
+static void put_bytes(struct cursor *at, const uint8_t *bytes, size_t length) {
+    while (length > 0) {
+        if (at->used == MP_SLOT_BYTES) {
+            at->slot = atomic_load_explicit(&at->region->slot[at->slot].next, RELAXED);
+            at->used = 0;
+        }
+        const size_t room = MP_SLOT_BYTES - at->used;
+        const size_t part = length < room ? length : room;
+        memcpy(mp_payload(at->region, at->slot) + at->used, bytes, part);
+        bytes += part;
+        length -= part;
+        at->used += (uint32_t)part;
+    }
+}
+
+static inline uint8_t *put_field(uint8_t *at, const uint8_t *bytes, int32_t length) {
+    at = put_varint(at, zigzag(length));
+    if (length > 0) {
+        memcpy(at, bytes, (size_t)length);
+        at += length;
+    }
+    return at;
+}
+
+/* Body length of the record: everything after its own length field. */
+static inline uint32_t body_size(const struct mp_record *record, uint64_t delta, uint32_t index) {
+    const uint32_t key = record->key_bytes > 0 ? (uint32_t)record->key_bytes : 0u;
+    const uint32_t value = record->value_bytes > 0 ? (uint32_t)record->value_bytes : 0u;
+    return 1u + varint_size(delta) + varint_size((uint64_t)index << 1) +
+           varint_size(zigzag(record->key_bytes)) + key +
+           varint_size(zigzag(record->value_bytes)) + value +
+           (record->headers ? record->headers_bytes : 1u);
+}
+
+static void encode(const struct mp_region *region, uint32_t slot, uint32_t used,
+                   const struct mp_record *record, uint64_t delta, uint32_t index, uint32_t body,
+                   uint32_t total) {
+    static const uint8_t no_headers = 0;
+    const uint8_t *headers = record->headers ? record->headers : &no_headers;
+    const uint32_t headers_bytes = record->headers ? record->headers_bytes : 1u;
+    if (total <= MP_SLOT_BYTES - used) {
+        uint8_t *at = put_varint(mp_payload(region, slot) + used, zigzag(body));
+        *at++ = 0;
+        at = put_varint(at, delta);
+        at = put_varint(at, (uint64_t)index << 1);
+        at = put_field(at, record->key, record->key_bytes);
+        at = put_field(at, record->value, record->value_bytes);
+        memcpy(at, headers, headers_bytes);
+        return;
+    }
+    uint8_t head[48];
+    struct cursor out = {region, slot, used};
+    uint8_t *at = put_varint(head, zigzag(body));
+    *at++ = 0;
+    at = put_varint(at, delta);
+    at = put_varint(at, (uint64_t)index << 1);
+    at = put_varint(at, zigzag(record->key_bytes));
+    put_bytes(&out, head, (size_t)(at - head));
+    if (record->key_bytes > 0) put_bytes(&out, record->key, (size_t)record->key_bytes);
+    at = put_varint(head, zigzag(record->value_bytes));
+    put_bytes(&out, head, (size_t)(at - head));
+    if (record->value_bytes > 0) put_bytes(&out, record->value, (size_t)record->value_bytes);
+    put_bytes(&out, headers, headers_bytes);
+}
+
+static uint32_t take_slot(struct mp_writer *writer, int extension) {
+    struct mp_region *region = &writer->region;
+    const uint32_t slot = writer->stash;
+    if (slot == MP_NONE) return mp_claim(region, writer->owner, extension);
+    writer->stash = atomic_load_explicit(&region->slot[slot].next, RELAXED);
+    writer->stash_units--;
+    if (!extension) { /* stashed slots are unplaced extensions; only we may touch this word */
+        const uint64_t word = atomic_load_explicit(&region->slot[slot].word, RELAXED);
+        atomic_store_explicit(&region->slot[slot].word,
+                              MP_LIVE | mp_own(writer->owner) | (word & MP_GEN_MASK), RELAXED);
+    }
+    return slot;
+}
+
+static void stash_slot(struct mp_writer *writer, uint32_t slot) {
+    struct mp_slot *header = &writer->region.slot[slot];
+    const uint64_t word = atomic_load_explicit(&header->word, RELAXED);
+    atomic_store_explicit(&header->head, MP_NONE, RELAXED);
+    atomic_store_explicit(&header->word,
+                          MP_LIVE | MP_SEAL | mp_own(writer->owner) | (word & MP_GEN_MASK) |
+                              MP_EXTENSION,
+                          RELAXED);
+    atomic_store_explicit(&header->next, writer->stash, RELAXED);
+    writer->stash = slot;
+    writer->stash_units++;
+}
+
+void mp_drop_stash(struct mp_writer *writer) {
+    if (writer->stash == MP_NONE) return;
+    while (writer->stash != MP_NONE) {
+        const uint32_t slot = writer->stash;
+        writer->stash = atomic_load_explicit(&writer->region.slot[slot].next, RELAXED);
+        mp_unclaim(&writer->region, slot, writer->owner);
+    }
+    writer->stash_units = 0;
+    if (mp_anyone_waits(&writer->region)) mp_wake_sender(writer, 0);
+}
+
+/* Claims `count` extensions of the batch behind chain place `pos`, and links them behind `tail`.
+ * Returns the new tail, or MP_NONE after giving back whatever it got. */
+static uint32_t extend(struct mp_writer *writer, uint32_t head, uint32_t tail, uint64_t batch_id,
+                       uint32_t pos, uint32_t count, uint32_t *first) {
+    struct mp_region *region = &writer->region;
+    *first = MP_NONE;
+    for (uint32_t i = 0; i < count; i++) {
+        const uint32_t slot = take_slot(writer, 1);
+        if (slot == MP_NONE) {
+            for (uint32_t undo = *first; i > 0; i--) {
+                const uint32_t next = atomic_load_explicit(&region->slot[undo].next, RELAXED);
+                mp_unclaim(region, undo, writer->owner);
+                undo = next;
+            }
+            return MP_NONE;
+        }
+        struct mp_slot *header = &region->slot[slot];
+        atomic_store_explicit(&header->batch_id, batch_id, RELAXED);
+        atomic_store_explicit(&header->pos, pos + 1 + i, RELAXED);
+        atomic_store_explicit(&header->head, head, RELEASE);
+        MP_STEP(4);
+        atomic_store_explicit(&region->slot[tail].next, slot, RELAXED);
+        if (i == 0) *first = slot;
+        tail = slot;
+    }
+    return tail;
+}
+
+static void unextend(struct mp_writer *writer, uint32_t first, uint32_t count) {
+    struct mp_region *region = &writer->region;
+    for (; count > 0; count--) {
+        const uint32_t next = atomic_load_explicit(&region->slot[first].next, RELAXED);
+        mp_unclaim(region, first, writer->owner);
+        first = next;
+    }
+}
+
+/* T6: "I write no more here". */
+static inline void acknowledge(struct mp_region *region, uint32_t slot) {
+    MP_STEP(5);
+    atomic_fetch_and_explicit(&region->slot[slot].word, ~MP_OWNER_MASK, RELEASE);
+}
+
+static inline void join(struct mp_region *region, uint32_t slot, uint32_t owner) {
+    /* Plain load and store suffice: only the owner of the batch writes here. */
+    mp_a64 *set = &region->slot[slot].participants[owner / 64];
+    const uint64_t bit = UINT64_C(1) << owner % 64;
+    const uint64_t seen = atomic_load_explicit(set, RELAXED);
+    if (!(seen & bit)) atomic_store_explicit(set, seen | bit, RELAXED);
+}
+
+static void note_sealed(struct mp_place *place, uint32_t slot, uint64_t word) {
+    if (place->sealed_count == MP_MAX_SEALED) return; /* the sender compresses the rest */
+    place->sealed[place->sealed_count++] = (struct mp_sealed){slot, mp_gen(word)};
+}
+
+static inline int is_full(uint32_t bytes, uint32_t records, uint32_t last, uint32_t batch_size) {
+    const uint32_t slack = last < FULL_SLACK ? last : FULL_SLACK;
+    return bytes + slack > batch_size || records >= MP_MAX_RECORDS;
+}
+
+/* Waits while another owner works on the batch. Returns once the word has changed, or after
+ * sealing it when it stayed the same for STEAL_NS (any change restarts the clock, so that a crowd
+ * that makes progress never seals). */
+static void wait_for_owner(struct mp_writer *writer, struct mp_slot *header, uint64_t word) {
+    int64_t since = 0;
+    for (;;) {
+        for (int i = 0; i < PAUSES; i++) {
+            if (atomic_load_explicit(&header->word, RELAXED) != word) return;
+            mp_pause();
+        }
+        const int64_t now = mp_now_ns();
+        if (since == 0) since = now;
+        if (now - since > STEAL_NS) break;
+        sched_yield();
+    }
+    MP_STEP(6);
+    if (atomic_compare_exchange_strong_explicit(&header->word, &word, word | MP_SEAL, ACQ_REL,
+                                                RELAXED))
+        writer->steals++;
+}
+
+enum turn { TURN_DONE, TURN_RETRY, TURN_OPEN, TURN_NO_MEMORY };
+
+/* Appends to the batch that open[partition] shows, if it still takes records. */
+static enum turn append_open(struct mp_writer *writer, uint32_t partition, uint64_t open,
+                             const struct mp_record *record, uint32_t bound,
+                             struct mp_place *place) {
+    struct mp_region *region = &writer->region;
+    const uint32_t slot = mp_open_slot(open);
+    const uint64_t id = mp_batch_id(partition, mp_open_seq(open));
+    const uint32_t batch_size = region->ctl->batch_size;
+    struct mp_slot *header = &region->slot[slot];
+    uint64_t word = atomic_load_explicit(&header->word, ACQUIRE);
+    if (!(word & MP_LIVE) || word & MP_SEAL) return TURN_OPEN;
+    /* A recycled slot: the batch that open[] shows was drained long ago. */
+    if (atomic_load_explicit(&header->batch_id, RELAXED) != id) return TURN_OPEN;
+    if (mp_owner(word)) {
+        wait_for_owner(writer, header, word);
+        return TURN_RETRY;
+    }
+    const uint32_t index = mp_records(word);
+    const uint32_t bytes = mp_bytes(word);
+    if (index > 0 && (bytes + bound > batch_size || index >= MP_MAX_RECORDS)) {
+        MP_STEP(7);
+        if (!atomic_compare_exchange_strong_explicit(&header->word, &word, word | MP_SEAL, ACQ_REL,
+                                                     RELAXED))
+            return TURN_RETRY;
+        note_sealed(place, slot, word);
+        return TURN_OPEN;
+    }
+    const uint64_t mine = word | mp_own(writer->owner);
+    MP_STEP(8);
+    if (!atomic_compare_exchange_strong_explicit(&header->word, &word, mine, ACQUIRE, RELAXED))
+        return TURN_RETRY;
+    MP_STEP(9);
+    uint64_t expected = mine;
+    if (atomic_load_explicit(&header->batch_id, RELAXED) != id) {
+        /* Recycled between our load and our CAS: we own somebody else's batch. Step back. */
+        writer->stale++;
+        if (!atomic_compare_exchange_strong_explicit(&header->word, &expected, word, RELEASE,
+                                                     RELAXED))
+            acknowledge(region, slot);
+        return TURN_OPEN;
+    }
+    if (index == 0)
+        atomic_store_explicit(&header->base_timestamp, record->timestamp_ms, RELAXED);
+    const uint64_t delta =
+        zigzag(record->timestamp_ms - atomic_load_explicit(&header->base_timestamp, RELAXED));
+    const uint32_t body = body_size(record, delta, index);
+    const uint32_t total = varint_size(zigzag(body)) + body;
+    const uint32_t have = mp_slots_for(bytes);
+    const uint32_t more = mp_slots_for(bytes + total) - have;
+    const uint32_t tail = have == 1 ? slot : atomic_load_explicit(&header->tail, RELAXED);
+    uint32_t new_tail = tail, first = MP_NONE;
+    if (more > 0) {
+        /* Nobody barges past writers that wait: only granted slots may still be used. */
+        new_tail = writer->stash == MP_NONE && mp_anyone_waits(region)
+                       ? MP_NONE
+                       : extend(writer, slot, tail, id, have - 1, more, &first);
+        if (new_tail == MP_NONE) {
+            /* No memory: leave, and let the batch go so that memory comes back. */
+            const uint64_t sealed = word | MP_SEAL;
+            MP_STEP(10);
+            if (atomic_compare_exchange_strong_explicit(&header->word, &expected, sealed, RELEASE,
+                                                        RELAXED))
+                note_sealed(place, slot, word);
+            else
+                acknowledge(region, slot);
+            return TURN_NO_MEMORY;
+        }
+    }
+    MP_STEP(11);
+    encode(region, tail, bytes - (have - 1) * MP_SLOT_BYTES, record, delta, index, body, total);
+    MP_STEP(12);
+    if (record->timestamp_ms > atomic_load_explicit(&header->max_timestamp, RELAXED))
+        atomic_store_explicit(&header->max_timestamp, record->timestamp_ms, RELAXED);
+    atomic_store_explicit(&header->tail, new_tail, RELAXED);
+    join(region, slot, writer->owner);
+    uint64_t committed = MP_LIVE | (word & MP_GEN_MASK) |
+                         (uint64_t)(index + 1) << MP_COUNT_SHIFT | (bytes + total);
+    const int full = is_full(bytes + total, index + 1, total, batch_size);
+    if (full) committed |= MP_SEAL;
+    MP_STEP(13);
+    if (!atomic_compare_exchange_strong_explicit(&header->word, &expected, committed, RELEASE,
+                                                 RELAXED)) {
+        /* Sealed over us: the record is not in the batch, and never will be. */
+        writer->lost_commits++;
+        if (more > 0) unextend(writer, first, more);
+        acknowledge(region, slot);
+        return TURN_RETRY;
+    }
+    MP_STEP(14);
+    place->batch_id = id;
+    place->slot = slot;
+    place->index = index;
+    if (full) {
+        /* Stopped here, the announcement may come late, but nobody depends on it: the next writer
+         * of this partition finds the seal and announces the batch that it opens. */
+        note_sealed(place, slot, word);
+        mp_announce(writer, partition, 1);
+    }
+    return TURN_DONE;
+}
+
+/* Opens the partition's next batch with the record in it. The record is written before the link, so
+ * that others never meet a long ownership. The announcement comes between link and commit:
+ *  1. A links, commits, and is stopped before it announces.
+ *  2. B adds its record to A's batch; being second, it announces nothing.
+ *  3. The sender sleeps on: B's record waits for A.
+ * Announced first, a stop before the commit makes B seal A's batch and announce its own. */
+static enum turn append_new(struct mp_writer *writer, uint32_t partition, uint64_t open,
+                            const struct mp_record *record, struct mp_place *place) {
+    struct mp_region *region = &writer->region;
+    const uint64_t seq = open ? mp_open_seq(open) + 1 : 1;
+    const uint64_t id = mp_batch_id(partition, seq);
+    const uint32_t body = body_size(record, 0, 0);
+    const uint32_t total = varint_size(zigzag(body)) + body;
+    const uint32_t more = mp_slots_for(total) - 1;
+    place->units = more + 1;
+    if (writer->stash == MP_NONE && mp_anyone_waits(region)) return TURN_NO_MEMORY;
+    const uint32_t slot = take_slot(writer, 0);
+    if (slot == MP_NONE) return TURN_NO_MEMORY;
+    struct mp_slot *header = &region->slot[slot];
+    uint32_t tail = slot, first = MP_NONE;
+    atomic_store_explicit(&header->batch_id, id, RELAXED);
+    atomic_store_explicit(&header->compress,
+                          mp_compress_word(MP_C_NONE, mp_gen(atomic_load_explicit(&header->word,
+                                                                                  RELAXED))),
+                          RELAXED);
+    atomic_store_explicit(&header->prev, open ? mp_open_slot(open) : MP_NONE, RELAXED);
+    atomic_store_explicit(&header->base_timestamp, record->timestamp_ms, RELAXED);
+    atomic_store_explicit(&header->max_timestamp, record->timestamp_ms, RELAXED);
+    for (uint32_t i = 0; i < MP_OWNER_WORDS; i++)
+        atomic_store_explicit(&header->participants[i], 0, RELAXED);
+    join(region, slot, writer->owner);
+    if (more > 0) {
+        tail = extend(writer, slot, slot, id, 0, more, &first);
+        if (tail == MP_NONE) {
+            mp_unclaim(region, slot, writer->owner);
+            return TURN_NO_MEMORY;
+        }
+    }
+    atomic_store_explicit(&header->tail, tail, RELAXED);
+    encode(region, slot, 0, record, 0, 0, body, total);
+    MP_STEP(15);
+    if (!atomic_compare_exchange_strong_explicit(&region->partitions[partition].open, &open,
+                                                 mp_open_word(seq, slot), ACQ_REL, RELAXED)) {
+        /* Another worker opened it first: keep the slots for the next turn. */
+        for (uint32_t i = 0; i < more; i++) {
+            const uint32_t next = atomic_load_explicit(&region->slot[first].next, RELAXED);
+            stash_slot(writer, first);
+            first = next;
+        }
+        stash_slot(writer, slot);
+        return TURN_RETRY;
+    }
+    MP_STEP(16);
+    const uint32_t batch_size = region->ctl->batch_size;
+    const uint64_t gen = atomic_load_explicit(&header->word, RELAXED) & MP_GEN_MASK;
+    uint64_t expected = MP_LIVE | mp_own(writer->owner) | gen;
+    uint64_t committed = MP_LIVE | gen | UINT64_C(1) << MP_COUNT_SHIFT | total;
+    const int full = is_full(total, 1, total, batch_size);
+    if (full) committed |= MP_SEAL;
+    mp_announce(writer, partition, full);
+    MP_STEP(17);
+    if (!atomic_compare_exchange_strong_explicit(&header->word, &expected, committed, RELEASE,
+                                                 RELAXED)) {
+        /* Taken for stuck and sealed empty: the sender skips it. */
+        writer->lost_commits++;
+        if (more > 0) unextend(writer, first, more);
+        acknowledge(region, slot);
+        return TURN_RETRY;
+    }
+    MP_STEP(18);
+    writer->opened++;
+    if (full) note_sealed(place, slot, committed);
+    place->batch_id = id;
+    place->slot = slot;
+    place->index = 0;
+    return TURN_DONE;
+}
+
+enum mp_status mp_append(struct mp_writer *writer, uint32_t partition,
+                         const struct mp_record *record, struct mp_place *place) {
+    struct mp_region *region = &writer->region;
+    const uint32_t bound = (uint32_t)mp_record_bound(record);
+    place->sealed_count = 0;
+    place->units = 1;
+    for (;;) {
+        if (atomic_load_explicit(&region->ctl->closed, RELAXED)) {
+            mp_drop_stash(writer);
+            return MP_CLOSED;
+        }
+        const uint64_t open =
+            atomic_load_explicit(&region->partitions[partition].open, ACQUIRE);
+        enum turn turn = TURN_OPEN;
+        if (open) turn = append_open(writer, partition, open, record, bound, place);
+        if (turn == TURN_OPEN) turn = append_new(writer, partition, open, record, place);
+        if (turn == TURN_RETRY) continue;
+        if (turn == TURN_NO_MEMORY) {
+            const uint32_t need = mp_slots_for(bound);
+            if (need > place->units) place->units = need;
+            mp_drop_stash(writer);
+            return MP_NO_MEMORY;
+        }
+        if (writer->stash != MP_NONE) mp_drop_stash(writer);
+        return MP_DONE;
+    }
+}
+
+void mp_wake_sender(struct mp_writer *writer, uint64_t ready_us) {
+    mp_a64 *wake = &writer->region.pool->wake;
+    uint64_t sleep = atomic_load_explicit(wake, memory_order_seq_cst);
+    if (sleep == 0 || sleep >> 16 <= ready_us) return;
+    /* First the write, then the CAS: a worker stopped between them leaves the others free to wake
+     * the sender too. Sleep words never repeat, so a late CAS cannot clear another sleep. */
+    const uint64_t one = 1;
+    MP_STEP(19);
+    while (write(writer->wake_fd, &one, sizeof one) < 0 && errno == EINTR) {
+    }
+    MP_STEP(20);
+    atomic_compare_exchange_strong_explicit(wake, &sleep, 0, memory_order_seq_cst, RELAXED);
+}
+
+void mp_announce(struct mp_writer *writer, uint32_t partition, int sealed) {
+    struct mp_region *region = &writer->region;
+    atomic_fetch_or_explicit(&region->dirty[partition / 64], UINT64_C(1) << partition % 64,
+                             memory_order_seq_cst);
+    const uint64_t sleep = atomic_load_explicit(&region->pool->wake, memory_order_seq_cst);
+    if (sleep == 0) return;
+    const uint64_t now_us = (uint64_t)mp_now_ns() / 1000;
+    mp_wake_sender(writer, sealed ? now_us : now_us + region->ctl->linger_us);
+}
+
+void mp_wait_begin(struct mp_writer *writer, uint32_t units) {
+    struct mp_pool *pool = writer->region.pool;
+    struct mp_waiter *waiter = &pool->waiters[writer->owner];
+    atomic_store_explicit(&waiter->units, units, RELAXED);
+    atomic_store_explicit(&waiter->ticket, atomic_fetch_add_explicit(&pool->ticket, 1, RELAXED),
+                          RELAXED);
+    MP_STEP(21);
+    atomic_store_explicit(&waiter->state, MP_W_WAITING, RELEASE);
+    MP_STEP(22);
+    atomic_fetch_or_explicit(&pool->waiting[writer->owner / 64],
+                             UINT64_C(1) << writer->owner % 64, memory_order_seq_cst);
+    mp_wake_sender(writer, 0);
+}
+
+int mp_wait_over(const struct mp_writer *writer) {
+    const struct mp_waiter *waiter = &writer->region.pool->waiters[writer->owner];
+    return atomic_load_explicit(&waiter->state, ACQUIRE) == MP_W_GRANTED ||
+           atomic_load_explicit(&writer->region.ctl->closed, RELAXED);
+}
+
+void mp_wait_slice(struct mp_writer *writer, int64_t timeout_ns) {
+    if (!mp_wait_over(writer))
+        mp_futex_wait(&writer->region.pool->waiters[writer->owner].state, MP_W_WAITING,
+                      timeout_ns);
+}
+
+int mp_wait_end(struct mp_writer *writer) {
+    struct mp_pool *pool = writer->region.pool;
+    struct mp_waiter *waiter = &pool->waiters[writer->owner];
+    uint32_t state = MP_W_WAITING;
+    int granted = 0;
+    MP_STEP(23);
+    if (!atomic_compare_exchange_strong_explicit(&waiter->state, &state, MP_W_IDLE, ACQ_REL,
+                                                 ACQUIRE) &&
+        state == MP_W_GRANTED) {
+        writer->stash = atomic_load_explicit(&waiter->first, RELAXED);
+        writer->stash_units = atomic_load_explicit(&waiter->units, RELAXED);
+        granted = 1;
+        MP_STEP(24);
+        atomic_store_explicit(&waiter->state, MP_W_IDLE, RELEASE);
+    }
+    atomic_fetch_and_explicit(&pool->waiting[writer->owner / 64],
+                              ~(UINT64_C(1) << writer->owner % 64), memory_order_seq_cst);
+    return granted;
+}
+
+int mp_compress_begin(struct mp_writer *writer, struct mp_sealed batch) {
+    /* The generation guards against a slot that was sent, freed and claimed again meanwhile. */
+    uint64_t none = mp_compress_word(MP_C_NONE, batch.gen);
+    return atomic_compare_exchange_strong_explicit(&writer->region.slot[batch.slot].compress,
+                                                   &none, mp_compress_busy(writer->owner, batch.gen),
+                                                   ACQ_REL, RELAXED);
+}
+
+void mp_compress_abandon(struct mp_writer *writer, struct mp_sealed batch) {
+    mp_a64 *word = &writer->region.slot[batch.slot].compress;
+    uint64_t busy = mp_compress_busy(writer->owner, batch.gen);
+    if (atomic_compare_exchange_strong_explicit(word, &busy,
+                                                mp_compress_word(MP_C_NONE, batch.gen), ACQ_REL,
+                                                RELAXED))
+        return;
+    /* Recalled: from here on this process reads the batch no more. */
+    uint64_t recalled = mp_compress_recalled(writer->owner, batch.gen);
+    atomic_compare_exchange_strong_explicit(word, &recalled,
+                                            mp_compress_word(MP_C_RETURNED, batch.gen), RELEASE,
+                                            RELAXED);
+}
+
+int mp_compress_end(struct mp_writer *writer, struct mp_sealed batch, const uint8_t *output,
+                    uint32_t bytes) {
+    struct mp_region *region = &writer->region;
+    struct mp_slot *head = &region->slot[batch.slot];
+    const uint64_t id = atomic_load_explicit(&head->batch_id, RELAXED);
+    const uint32_t count = mp_slots_for(bytes);
+    uint32_t first = MP_NONE, tail = MP_NONE;
+    for (uint32_t i = 0; i < count; i++) {
+        /* Writers that wait for memory go first: the sender can compress as well. */
+        const uint32_t next =
+            mp_anyone_waits(region) ? MP_NONE : mp_claim(region, writer->owner, 1);
+        if (next == MP_NONE) {
+            unextend(writer, first, i);
+            mp_compress_abandon(writer, batch);
+            return 0;
+        }
+        struct mp_slot *header = &region->slot[next];
+        atomic_store_explicit(&header->batch_id, id, RELAXED);
+        atomic_store_explicit(&header->pos, MP_POS_COMPRESSED | i, RELAXED);
+        atomic_store_explicit(&header->head, batch.slot, RELEASE);
+        MP_STEP(25);
+        const size_t at = (size_t)i * MP_SLOT_BYTES;
+        const size_t part = bytes - at < MP_SLOT_BYTES ? bytes - at : MP_SLOT_BYTES;
+        memcpy(mp_payload(region, next), output + at, part);
+        if (i == 0)
+            first = next;
+        else
+            atomic_store_explicit(&region->slot[tail].next, next, RELAXED);
+        tail = next;
+    }
+    uint64_t busy = mp_compress_busy(writer->owner, batch.gen);
+    MP_STEP(26);
+    if (atomic_compare_exchange_strong_explicit(
+            &head->compress, &busy,
+            mp_compress_word(MP_C_DONE, (uint64_t)first << MP_COMPRESS_FIRST_SHIFT | bytes),
+            ACQ_REL, RELAXED)) {
+        mp_announce(writer, (uint32_t)(id >> MP_SEQ_BITS), 1);
+        return 1;
+    }
+    unextend(writer, first, count);
+    mp_compress_abandon(writer, batch);
+    return 0;
+}

@@ -1,0 +1,84 @@
+/* A worker's half of the protocol: encode a record into the partition's open batch, or open one. */
+#ifndef MP_APPEND_H
+#define MP_APPEND_H
+
+#include "region.h"
+
+/* One record as the caller holds it. Lengths of -1 mean null. */
+struct mp_record {
+    const uint8_t *key;
+    const uint8_t *value;
+    const uint8_t *headers; /* header count and headers, already encoded; NULL means none */
+    int64_t timestamp_ms;
+    int32_t key_bytes;
+    int32_t value_bytes;
+    uint32_t headers_bytes;
+};
+
+enum mp_status {
+    MP_DONE,
+    MP_NO_MEMORY, /* nothing appended; `mp_place.units` slots would be needed */
+    MP_CLOSED,    /* the region is closed; nothing appended */
+};
+
+/* A batch this process sealed, as its compressor names it. */
+struct mp_sealed {
+    uint32_t slot;
+    uint32_t gen;
+};
+
+#define MP_MAX_SEALED 4u
+struct mp_place {
+    uint64_t batch_id;
+    uint32_t slot;
+    uint32_t index;              /* of the record in its batch */
+    uint32_t units;              /* after MP_NO_MEMORY */
+    uint32_t sealed_count;       /* batches this call sealed: their compression is ours */
+    struct mp_sealed sealed[MP_MAX_SEALED];
+};
+
+/* What one appending process carries from call to call; never shared. */
+struct mp_writer {
+    struct mp_region region;
+    uint32_t owner;
+    uint32_t stash;      /* slots granted to us and not used yet, chained by next; or MP_NONE */
+    uint32_t stash_units;
+    int wake_fd;
+    uint64_t lost_commits;
+    uint64_t steals;
+    uint64_t opened;
+    uint64_t stale;
+};
+
+/* Upper bound of an encoded record, whatever its place in a batch. */
+static inline uint64_t mp_record_bound(const struct mp_record *record) {
+    return 31u + (record->key_bytes > 0 ? (uint32_t)record->key_bytes : 0u) +
+           (record->value_bytes > 0 ? (uint64_t)record->value_bytes : 0u) +
+           record->headers_bytes;
+}
+
+enum mp_status mp_append(struct mp_writer *writer, uint32_t partition,
+                         const struct mp_record *record, struct mp_place *place);
+
+/* Gives back what mp_append left in the stash, and lets the sender serve the next waiter. */
+void mp_drop_stash(struct mp_writer *writer);
+
+/* Memory waiter: begin, then slices, then end; between them the caller may release the GIL. */
+void mp_wait_begin(struct mp_writer *writer, uint32_t units);
+void mp_wait_slice(struct mp_writer *writer, int64_t timeout_ns);
+int mp_wait_over(const struct mp_writer *writer);
+int mp_wait_end(struct mp_writer *writer); /* 1: granted, the stash holds the slots */
+
+/* Tells the sender that a partition has something to do at `ready_us` (CLOCK_MONOTONIC, 0 = now). */
+void mp_announce(struct mp_writer *writer, uint32_t partition, int sealed);
+void mp_wake_sender(struct mp_writer *writer, uint64_t ready_us);
+
+/* Compression by the worker that filled a batch: begin (1: ours), then end or abandon. While it is
+ * ours the sender keeps the batch's memory. end copies the output into slots and publishes it (1),
+ * or leaves it to the sender (0). */
+int mp_compress_begin(struct mp_writer *writer, struct mp_sealed batch);
+int mp_compress_end(struct mp_writer *writer, struct mp_sealed batch, const uint8_t *output,
+                    uint32_t bytes);
+void mp_compress_abandon(struct mp_writer *writer, struct mp_sealed batch);
+
+#endif

@@ -1,0 +1,117 @@
+/* What the binding files share. Everything here runs under the GIL unless it says otherwise. */
+#ifndef MP_NATIVE_H
+#define MP_NATIVE_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <pythread.h>
+
+#include "append.h"
+
+/* Completion frame kinds and layout: mpproducer/shm/frames.py is the other half. */
+enum mp_kind { MP_ACKED = 1, MP_NOT_WRITTEN = 2, MP_FATE_UNKNOWN = 3, MP_KIND_MASK = 0xff };
+#define MP_MORE_FRAMES 0x100u
+#define MP_FRAME_BYTES 48u
+#define MP_REASON_SENDER_DIED 5u
+#define MP_REASON_CLOSED 4u
+#define MP_REASON_WRONG_PROCESS 11u
+
+struct mp_outcome {
+    uint32_t first, count, kind, reason;
+    int32_t code;
+    int64_t base_offset;
+    int64_t append_time_ms;
+    PyObject *message;
+};
+
+typedef struct Attachment Attachment;
+
+/* One batch in which this process has records: everything its futures need, once per batch. */
+typedef struct Pending {
+    Py_ssize_t refs;
+    uint64_t batch_id;
+    Attachment *attachment; /* strong while pending */
+    PyObject *topic;
+    PyObject *error;     /* of a future that failed before anything was appended */
+    PyObject *callbacks; /* list of (future, fn), or NULL */
+    struct mp_outcome one;
+    struct mp_outcome *more; /* outcomes of further index ranges: split batch, per-record errors */
+    uint32_t more_count;
+    uint32_t slot; /* head slot, while pending */
+    int32_t partition;
+    int done;
+} Pending;
+
+typedef struct {
+    PyObject_HEAD
+    Pending *batch;
+    int64_t timestamp_ms;
+    uint32_t index;
+} Future;
+
+struct Attachment {
+    PyObject_HEAD
+    struct mp_writer writer;
+    PyObject *topics; /* str -> capsule-less TopicRef */
+    PyObject *compressor;
+    Pending *spare;    /* for the next batch, so that nothing can fail after a commit */
+    Pending **by_slot; /* last batch seen in each slot; borrowed from `table` */
+    struct { uint64_t key; Pending *value; } *table; /* open addressing; key 0 = empty */
+    uint32_t table_size, table_used, pending;
+    uint32_t users; /* threads that are inside without the GIL */
+    uint32_t callbacks;
+    uint32_t fork_generation;
+    int completion_fd, wake_fd;
+    int sender_dead, closed, mapped;
+    PyThread_type_lock turnstile, reader, memory;
+    uint8_t *frames; /* bytes read and not parsed yet */
+    size_t frames_used, frames_room;
+    uint64_t records, bytes, waits, wait_ns, buffer_full, compressed, compress_failed, drained;
+    uint64_t random;
+};
+
+typedef struct {
+    PyObject_HEAD
+    const struct mp_topic *topic;
+    uint32_t index;
+} TopicRef;
+
+extern PyTypeObject Pool_Type, Attachment_Type, Future_Type, Producer_Type, TopicRef_Type;
+extern PyObject *mp_corrupt_error;
+extern uint32_t mp_fork_generation;
+
+/* Set by configure(). */
+extern PyObject *mp_make_metadata, *mp_make_error, *mp_make_await, *mp_watch, *mp_make_batch_future;
+
+Pending *pending_new(PyObject *topic);
+static inline Pending *pending_keep(Pending *batch) {
+    batch->refs++;
+    return batch;
+}
+void pending_drop(Pending *batch);
+const struct mp_outcome *pending_outcome(const Pending *batch, uint32_t index);
+
+Future *future_new(void);
+PyObject *future_failed(PyObject *topic, PyObject *error);
+/* The error of errors.`name`(message), or NULL with an exception set. */
+PyObject *error_new(const char *name, PyObject *message);
+
+static inline int attachment_usable(const Attachment *a) {
+    return !a->closed && !a->sender_dead && a->fork_generation == mp_fork_generation;
+}
+/* 0, or -1 with MemoryError: called before mp_append, makes sure that track cannot fail. */
+int attachment_reserve(Attachment *a);
+Pending *attachment_track(Attachment *a, uint64_t batch_id, uint32_t slot, PyObject *topic,
+                          int32_t partition);
+int attachment_drain(Attachment *a);
+/* 1: the record's batch has its outcome; 0: deadline passed; -1: exception set. */
+int attachment_wait(Attachment *a, const Pending *batch, uint32_t index, int64_t deadline_ns);
+/* 1: granted; 0: deadline passed; 2: the attachment ended; -1: exception set. */
+int attachment_wait_memory(Attachment *a, uint32_t units, int64_t deadline_ns);
+TopicRef *attachment_topic(Attachment *a, PyObject *name); /* borrowed; NULL without exception: not ready */
+void attachment_compress(Attachment *a, const struct mp_place *place);
+uint64_t attachment_random(Attachment *a);
+
+int timeout_to_deadline(PyObject *timeout, int64_t *deadline_ns); /* None: INT64_MAX */
+
+#endif

@@ -1,0 +1,292 @@
+/* DeliveryFuture: a reference to its batch and an index. Its outcome costs nothing until asked. */
+#include "native.h"
+
+#define FREE_FUTURES 512
+static Future *free_futures[FREE_FUTURES];
+static int free_count;
+
+Future *future_new(void) {
+    Future *self;
+    if (free_count > 0) {
+        self = free_futures[--free_count];
+        (void)PyObject_Init((PyObject *)self, &Future_Type);
+    } else {
+        self = PyObject_New(Future, &Future_Type);
+        if (!self) return NULL;
+    }
+    self->batch = NULL;
+    return self;
+}
+
+static void future_dealloc(Future *self) {
+    if (self->batch) pending_drop(self->batch);
+    if (free_count < FREE_FUTURES)
+        free_futures[free_count++] = self;
+    else
+        PyObject_Free(self);
+}
+
+PyObject *error_new(const char *name, PyObject *message) {
+    PyObject *errors = PyImport_ImportModule("mpproducer.errors");
+    if (!errors) return NULL;
+    PyObject *result = PyObject_CallMethod(errors, name, "O", message);
+    Py_DECREF(errors);
+    return result;
+}
+
+PyObject *future_failed(PyObject *topic, PyObject *error) {
+    Future *self = future_new();
+    if (!self) return NULL;
+    self->batch = pending_new(topic);
+    if (!self->batch) {
+        Py_DECREF(self);
+        return NULL;
+    }
+    self->batch->error = Py_NewRef(error);
+    self->batch->done = 1;
+    self->index = 0;
+    self->timestamp_ms = -1;
+    return (PyObject *)self;
+}
+
+static int future_is_done(const Future *self) {
+    return self->batch->done || pending_outcome(self->batch, self->index) != NULL;
+}
+
+/* 1 done, 0 not within the timeout, -1 exception. */
+static int future_wait(Future *self, PyObject *timeout) {
+    if (future_is_done(self)) return 1;
+    int64_t deadline;
+    if (timeout_to_deadline(timeout, &deadline) < 0) return -1;
+    return attachment_wait(self->batch->attachment, self->batch, self->index, deadline);
+}
+
+/* The exception of a done future, or NULL: without an exception set it was acknowledged. */
+static PyObject *future_error(Future *self) {
+    if (self->batch->error) return Py_NewRef(self->batch->error);
+    const struct mp_outcome *outcome = pending_outcome(self->batch, self->index);
+    if (outcome && outcome->kind == MP_ACKED) return NULL;
+    if (!outcome) {
+        /* The batch is told, but no frame spoke of this record: nobody knows its fate. */
+        return PyObject_CallFunction(mp_make_error, "OIis", Py_True, 0u, 0,
+                                     "the sender told no outcome for this record");
+    }
+    return PyObject_CallFunction(mp_make_error, "OIiO",
+                                 outcome->kind == MP_FATE_UNKNOWN ? Py_True : Py_False,
+                                 outcome->reason, (int)outcome->code, outcome->message);
+}
+
+static PyObject *future_metadata(Future *self) {
+    const struct mp_outcome *outcome = pending_outcome(self->batch, self->index);
+    const long long offset = outcome->base_offset < 0
+                                 ? -1
+                                 : outcome->base_offset + (self->index - outcome->first);
+    const long long timestamp =
+        outcome->append_time_ms >= 0 ? outcome->append_time_ms : self->timestamp_ms;
+    return PyObject_CallFunction(mp_make_metadata, "OiLL", self->batch->topic,
+                                 (int)self->batch->partition, offset, timestamp);
+}
+
+static int raise_timeout(void) {
+    PyErr_SetString(PyExc_TimeoutError,
+                    "the record's outcome is not known yet; it stays in delivery");
+    return -1;
+}
+
+static PyObject *timeout_argument(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames,
+                                  const char *method) {
+    const Py_ssize_t named = kwnames ? PyTuple_GET_SIZE(kwnames) : 0;
+    if (nargs + named > 1 ||
+        (named && PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(kwnames, 0), "timeout"))) {
+        PyErr_Format(PyExc_TypeError, "%s() takes one argument, timeout (seconds or None)", method);
+        return NULL;
+    }
+    return nargs + named ? args[0] : Py_None;
+}
+
+static PyObject *future_result(Future *self, PyObject *const *args, Py_ssize_t nargs,
+                               PyObject *kwnames) {
+    PyObject *timeout = timeout_argument(args, nargs, kwnames, "result");
+    if (!timeout) return NULL;
+    const int done = future_wait(self, timeout);
+    if (done < 0) return NULL;
+    if (done == 0) {
+        raise_timeout();
+        return NULL;
+    }
+    PyObject *error = future_error(self);
+    if (!error) return PyErr_Occurred() ? NULL : future_metadata(self);
+    PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+    Py_DECREF(error);
+    return NULL;
+}
+
+static PyObject *future_exception(Future *self, PyObject *const *args, Py_ssize_t nargs,
+                                  PyObject *kwnames) {
+    PyObject *timeout = timeout_argument(args, nargs, kwnames, "exception");
+    if (!timeout) return NULL;
+    const int done = future_wait(self, timeout);
+    if (done < 0) return NULL;
+    if (done == 0) {
+        raise_timeout();
+        return NULL;
+    }
+    PyObject *error = future_error(self);
+    if (error) return error;
+    if (PyErr_Occurred()) return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *future_done(Future *self, PyObject *Py_UNUSED(ignored)) {
+    if (!future_is_done(self) && attachment_usable(self->batch->attachment)) {
+        Attachment *attachment = (Attachment *)Py_NewRef(self->batch->attachment);
+        attachment_drain(attachment);
+        Py_DECREF(attachment);
+    }
+    return PyBool_FromLong(future_is_done(self));
+}
+
+static PyObject *always_false(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(ignored)) {
+    Py_RETURN_FALSE;
+}
+
+static PyObject *future_add_done_callback(Future *self, PyObject *fn) {
+    if (!PyCallable_Check(fn)) {
+        PyErr_SetString(PyExc_TypeError, "the callback must be callable with one argument");
+        return NULL;
+    }
+    Pending *batch = self->batch;
+    if (future_is_done(self)) {
+        PyObject *result = PyObject_CallOneArg(fn, (PyObject *)self);
+        if (!result) PyErr_WriteUnraisable(fn);
+        Py_XDECREF(result);
+        Py_RETURN_NONE;
+    }
+    if (!batch->callbacks && !(batch->callbacks = PyList_New(0))) return NULL;
+    PyObject *entry = PyTuple_Pack(2, (PyObject *)self, fn);
+    if (!entry || PyList_Append(batch->callbacks, entry) < 0) {
+        Py_XDECREF(entry);
+        return NULL;
+    }
+    Py_DECREF(entry);
+    Attachment *attachment = (Attachment *)Py_NewRef(batch->attachment);
+    attachment->callbacks++;
+    PyObject *watched = PyObject_CallOneArg(mp_watch, (PyObject *)attachment);
+    Py_DECREF(attachment);
+    if (!watched) return NULL;
+    Py_DECREF(watched);
+    Py_RETURN_NONE;
+}
+
+static PyObject *future_await(Future *self) {
+    return PyObject_CallOneArg(mp_make_await, (PyObject *)self);
+}
+
+static PyObject *future_repr(Future *self) {
+    const char *state = !future_is_done(self) ? "pending"
+                        : !self->batch->error &&
+                                pending_outcome(self->batch, self->index) &&
+                                pending_outcome(self->batch, self->index)->kind == MP_ACKED
+                            ? "acknowledged"
+                            : "failed";
+    return PyUnicode_FromFormat("<DeliveryFuture %U-%d %s>", self->batch->topic,
+                                (int)self->batch->partition, state);
+}
+
+static PyObject *get_topic(Future *self, void *Py_UNUSED(closure)) {
+    return Py_NewRef(self->batch->topic);
+}
+static PyObject *get_partition(Future *self, void *Py_UNUSED(closure)) {
+    return PyLong_FromLong(self->batch->partition);
+}
+static PyObject *get_batch_id(Future *self, void *Py_UNUSED(closure)) {
+    return PyLong_FromUnsignedLongLong(self->batch->batch_id);
+}
+static PyObject *get_index(Future *self, void *Py_UNUSED(closure)) {
+    return PyLong_FromUnsignedLong(self->index);
+}
+static PyObject *get_attachment(Future *self, void *Py_UNUSED(closure)) {
+    if (!self->batch->attachment) Py_RETURN_NONE;
+    return Py_NewRef((PyObject *)self->batch->attachment);
+}
+
+/* For BatchFuture: what became of records [index, index + count) of this future's batch, as
+ * [(first, count, error or None, base_offset)] in ascending order, without an object per record. */
+static PyObject *future_run(Future *self, PyObject *arg) {
+    const unsigned long count = PyLong_AsUnsignedLong(arg);
+    if (count == (unsigned long)-1 && PyErr_Occurred()) return NULL;
+    PyObject *result = PyList_New(0);
+    if (!result) return NULL;
+    const uint64_t end = (uint64_t)self->index + count;
+    for (uint64_t at = self->index; at < end;) {
+        Future probe = *self;
+        probe.index = (uint32_t)at;
+        const struct mp_outcome *outcome = pending_outcome(self->batch, (uint32_t)at);
+        uint64_t until = end;
+        if (outcome && (uint64_t)outcome->first + outcome->count < end)
+            until = (uint64_t)outcome->first + outcome->count;
+        if (!outcome && !self->batch->error) until = at + 1;
+        PyObject *error = future_error(&probe);
+        if (!error && PyErr_Occurred()) goto failed;
+        const long long offset =
+            error || outcome->base_offset < 0
+                ? -1
+                : outcome->base_offset + (long long)(at - outcome->first);
+        PyObject *entry = Py_BuildValue("KKNL", (unsigned long long)(at - self->index),
+                                        (unsigned long long)(until - at),
+                                        error ? error : Py_NewRef(Py_None), offset);
+        if (!entry || PyList_Append(result, entry) < 0) {
+            Py_XDECREF(entry);
+            goto failed;
+        }
+        Py_DECREF(entry);
+        at = until;
+    }
+    return result;
+failed:
+    Py_DECREF(result);
+    return NULL;
+}
+
+static PyMethodDef future_methods[] = {
+    {"result", (PyCFunction)(void *)future_result, METH_FASTCALL | METH_KEYWORDS,
+     "result(timeout=None)\n--\n\nWait and return the RecordMetadata, or raise the record's error.\n\n"
+     "timeout is in seconds; TimeoutError when it passes, the record stays in delivery."},
+    {"get", (PyCFunction)(void *)future_result, METH_FASTCALL | METH_KEYWORDS,
+     "get(timeout=None)\n--\n\nThe same as result(), as kafka-python names it."},
+    {"exception", (PyCFunction)(void *)future_exception, METH_FASTCALL | METH_KEYWORDS,
+     "exception(timeout=None)\n--\n\nWait and return the record's error, or None."},
+    {"done", (PyCFunction)future_done, METH_NOARGS,
+     "done()\n--\n\nWhether the outcome is known; never blocks."},
+    {"cancel", always_false, METH_NOARGS, "cancel()\n--\n\nFalse: a record cannot be taken back."},
+    {"cancelled", always_false, METH_NOARGS, "cancelled()\n--\n\nFalse."},
+    {"running", always_false, METH_NOARGS, "running()\n--\n\nFalse."},
+    {"add_done_callback", (PyCFunction)future_add_done_callback, METH_O,
+     "add_done_callback(fn)\n--\n\nCall fn(future) once the outcome is known, in some thread of this "
+     "process;\nat once if it is known already. What fn raises is reported and dropped."},
+    {"_run", (PyCFunction)future_run, METH_O, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef future_getset[] = {
+    {"topic", (getter)get_topic, NULL, "Topic of the record.", NULL},
+    {"partition", (getter)get_partition, NULL, "Partition, or -1 when it failed before.", NULL},
+    {"batch_id", (getter)get_batch_id, NULL, "The batch that holds the record.", NULL},
+    {"index", (getter)get_index, NULL, "Index of the record in its batch.", NULL},
+    {"_attachment", (getter)get_attachment, NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyAsyncMethods future_async = {.am_await = (unaryfunc)future_await};
+
+PyTypeObject Future_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "mpproducer.DeliveryFuture",
+    .tp_basicsize = sizeof(Future),
+    .tp_dealloc = (destructor)future_dealloc,
+    .tp_repr = (reprfunc)future_repr,
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_doc = "The outcome of one record. Thread-safe; belongs to the process that called send().",
+    .tp_methods = future_methods,
+    .tp_getset = future_getset,
+    .tp_as_async = &future_async,
+};

@@ -1,0 +1,469 @@
+/* Pool: the sender's side of the segments, one thread only. */
+#include "native.h"
+
+#include <errno.h>
+
+#include "pool.h"
+
+typedef struct {
+    PyObject_HEAD
+    struct mp_sender sender;
+    uint32_t next_index; /* first partition index not given to a topic */
+    uint32_t *slots;     /* scratch for mp_new_batches */
+    struct mp_span *spans; /* scratch for walks */
+    int open;
+    Py_ssize_t exports;
+} Pool;
+
+PyObject *mp_corrupt_error;
+
+static int pool_init(Pool *self, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"ctl_fd",     "pool_fd",  "slots",     "max_partitions",
+                            "max_topics", "batch_size", "max_request_size", "linger_us",
+                            "generation", "ignore_keys", "compress", NULL};
+    int ctl_fd, pool_fd, ignore_keys = 0, compress = 0;
+    struct mp_geometry g = {0};
+    if (self->open) {
+        PyErr_SetString(PyExc_RuntimeError, "a pool is initialised once");
+        return -1;
+    }
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iiIII|$IIIIpp", names, &ctl_fd, &pool_fd,
+                                     &g.slots, &g.max_partitions, &g.max_topics, &g.batch_size,
+                                     &g.max_request_size, &g.linger_us, &g.generation,
+                                     &ignore_keys, &compress))
+        return -1;
+    g.ignore_keys = (uint32_t)ignore_keys;
+    g.compress = (uint32_t)compress;
+    const char *wrong = mp_sender_open(&self->sender, ctl_fd, pool_fd, &g);
+    if (wrong) {
+        PyErr_Format(PyExc_OSError, "%s (errno %d)", wrong, errno);
+        return -1;
+    }
+    self->open = 1;
+    self->slots = PyMem_Calloc(g.slots, sizeof *self->slots);
+    self->spans = PyMem_Calloc(g.slots + 1, sizeof *self->spans);
+    if (!self->slots || !self->spans) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    return 0;
+}
+
+static void shut(Pool *self) {
+    if (self->open) mp_sender_close(&self->sender);
+    self->open = 0;
+}
+
+static void pool_dealloc(Pool *self) {
+    shut(self);
+    PyMem_Free(self->slots);
+    PyMem_Free(self->spans);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static PyObject *pool_close(Pool *self, PyObject *Py_UNUSED(ignored)) {
+    if (self->exports > 0) {
+        PyErr_SetString(PyExc_BufferError, "views of the pool are still in use");
+        return NULL;
+    }
+    shut(self);
+    Py_RETURN_NONE;
+}
+
+static int check_open(const Pool *self) {
+    if (self->open) return 1;
+    PyErr_SetString(PyExc_ValueError, "the pool is closed");
+    return 0;
+}
+
+/* An argument below `limit`, or -1 with an exception. */
+static int64_t index_argument(const Pool *self, PyObject *arg, uint32_t limit, const char *what) {
+    if (!check_open(self)) return -1;
+    const unsigned long value = PyLong_AsUnsignedLong(arg);
+    if (value == (unsigned long)-1 && PyErr_Occurred()) return -1;
+    if (value >= limit) {
+        PyErr_Format(PyExc_IndexError, "%s %lu is not below %u", what, value, limit);
+        return -1;
+    }
+    return (int64_t)value;
+}
+
+static int64_t slot_argument(const Pool *self, PyObject *arg) {
+    return index_argument(self, arg, self->sender.region.slots, "slot");
+}
+
+static PyObject *corrupt(const char *why) {
+    PyErr_SetString(mp_corrupt_error, why);
+    return NULL;
+}
+
+static int append_long(PyObject *list, unsigned long value) {
+    PyObject *number = PyLong_FromUnsignedLong(value);
+    const int bad = !number || PyList_Append(list, number) < 0;
+    Py_XDECREF(number);
+    return bad ? -1 : 0;
+}
+
+static PyObject *pool_dirty(Pool *self, PyObject *Py_UNUSED(ignored)) {
+    if (!check_open(self)) return NULL;
+    PyObject *list = PyList_New(0);
+    for (uint32_t i = 0; list && i < (self->sender.region.max_partitions + 63) / 64; i++) {
+        for (uint64_t bits = mp_take_dirty(&self->sender, i); bits; bits &= bits - 1) {
+            const unsigned long index = i * 64ul + (unsigned long)__builtin_ctzll(bits);
+            if (index < self->sender.region.max_partitions && append_long(list, index) < 0)
+                Py_CLEAR(list);
+            if (!list) return NULL;
+        }
+    }
+    return list;
+}
+
+static PyObject *pool_all_open(Pool *self, PyObject *Py_UNUSED(ignored)) {
+    if (!check_open(self)) return NULL;
+    PyObject *list = PyList_New(0);
+    for (uint32_t i = 0; list && i < self->next_index; i++)
+        if (atomic_load_explicit(&self->sender.region.partitions[i].open, memory_order_acquire) &&
+            append_long(list, i) < 0)
+            Py_CLEAR(list);
+    return list;
+}
+
+static PyObject *pool_new_batches(Pool *self, PyObject *arg) {
+    const int64_t partition =
+        index_argument(self, arg, self->sender.region.max_partitions, "partition index");
+    if (partition < 0) return NULL;
+    uint64_t seq;
+    const int64_t count =
+        mp_new_batches(&self->sender, (uint32_t)partition, self->slots, &seq);
+    if (count < 0) return corrupt("the chain of new batches is broken");
+    PyObject *list = PyList_New(count);
+    for (int64_t i = 0; list && i < count; i++) {
+        PyObject *entry = Py_BuildValue("KI", (unsigned long long)(seq + (uint64_t)i),
+                                        self->slots[count - 1 - i]);
+        if (!entry) Py_CLEAR(list);
+        else PyList_SET_ITEM(list, i, entry);
+    }
+    return list;
+}
+
+static PyObject *pool_peek(Pool *self, PyObject *arg) {
+    const int64_t slot = slot_argument(self, arg);
+    if (slot < 0) return NULL;
+    const uint64_t word =
+        atomic_load_explicit(&self->sender.region.slot[slot].word, memory_order_acquire);
+    return Py_BuildValue("NIII", PyBool_FromLong((word & MP_SEAL) != 0), mp_records(word),
+                         mp_bytes(word), mp_owner(word));
+}
+
+static PyObject *pool_seal(Pool *self, PyObject *arg) {
+    const int64_t slot = slot_argument(self, arg);
+    if (slot < 0) return NULL;
+    return PyBool_FromLong(mp_seal(&self->sender, (uint32_t)slot));
+}
+
+static PyObject *span_list(const struct mp_walk *walk) {
+    PyObject *spans = PyList_New(walk->spans);
+    for (uint32_t i = 0; spans && i < walk->spans; i++) {
+        PyObject *span = Py_BuildValue("KK", (unsigned long long)walk->span[i].offset,
+                                       (unsigned long long)walk->span[i].bytes);
+        if (!span) Py_CLEAR(spans);
+        else PyList_SET_ITEM(spans, i, span);
+    }
+    return spans;
+}
+
+static PyObject *participants(const struct mp_slot *header) {
+    PyObject *owners = PyList_New(0);
+    for (uint32_t i = 0; owners && i < MP_OWNER_WORDS; i++) {
+        uint64_t bits = atomic_load_explicit(&header->participants[i], memory_order_relaxed);
+        for (; owners && bits; bits &= bits - 1)
+            if (append_long(owners, i * 64ul + (unsigned long)__builtin_ctzll(bits)) < 0)
+                Py_CLEAR(owners);
+    }
+    if (!owners) return NULL;
+    PyObject *tuple = PyList_AsTuple(owners);
+    Py_DECREF(owners);
+    return tuple;
+}
+
+static PyObject *pool_walk(Pool *self, PyObject *arg) {
+    const int64_t slot = slot_argument(self, arg);
+    if (slot < 0) return NULL;
+    struct mp_walk walk = {.span = self->spans};
+    const char *wrong = mp_walk(&self->sender, (uint32_t)slot, &walk);
+    if (wrong) return corrupt(wrong);
+    return Py_BuildValue("IILLNN", walk.records, walk.bytes, (long long)walk.base_timestamp,
+                         (long long)walk.max_timestamp,
+                         participants(&self->sender.region.slot[slot]), span_list(&walk));
+}
+
+static PyObject *pool_release(Pool *self, PyObject *arg) {
+    const int64_t slot = slot_argument(self, arg);
+    if (slot < 0) return NULL;
+    if (self->sender.known[slot] != MP_REPORTED) {
+        PyErr_Format(PyExc_ValueError, "slot %lld heads no batch that could be released",
+                     (long long)slot);
+        return NULL;
+    }
+    return PyBool_FromLong(mp_release(&self->sender, (uint32_t)slot));
+}
+
+static PyObject *pool_retry_quarantine(Pool *self, PyObject *Py_UNUSED(ignored)) {
+    if (!check_open(self)) return NULL;
+    return PyLong_FromUnsignedLong(mp_retry_quarantine(&self->sender));
+}
+
+static PyObject *pool_compressed(Pool *self, PyObject *arg) {
+    const int64_t slot = slot_argument(self, arg);
+    if (slot < 0) return NULL;
+    uint32_t owner = 0, first = 0, bytes = 0;
+    struct mp_walk walk = {.span = self->spans};
+    switch (mp_compressed(&self->sender, (uint32_t)slot, &owner, &first, &bytes)) {
+    case MP_C_NONE:
+        return Py_BuildValue("sI[]", "none", 0);
+    case MP_C_BUSY:
+        return Py_BuildValue("sI[]", "busy", owner);
+    case MP_C_DONE: {
+        const char *wrong =
+            mp_output_spans(&self->sender, (uint32_t)slot, first, bytes, &walk);
+        if (wrong) return corrupt(wrong);
+        return Py_BuildValue("sIN", "done", bytes, span_list(&walk));
+    }
+    default:
+        return Py_BuildValue("sI[]", "taken", 0);
+    }
+}
+
+static PyObject *pool_take_compression(Pool *self, PyObject *arg) {
+    const int64_t slot = slot_argument(self, arg);
+    if (slot < 0) return NULL;
+    return PyBool_FromLong(mp_take_compression(&self->sender, (uint32_t)slot));
+}
+
+static PyObject *pool_owner_alive(Pool *self, PyObject *args) {
+    unsigned owner;
+    int alive;
+    if (!PyArg_ParseTuple(args, "Ip", &owner, &alive) || !check_open(self)) return NULL;
+    if (owner == 0 || owner > MP_MAX_OWNERS) {
+        PyErr_Format(PyExc_ValueError, "owner id %u is not in 1..%u", owner, MP_MAX_OWNERS);
+        return NULL;
+    }
+    self->sender.alive[owner] = (uint8_t)alive;
+    Py_RETURN_NONE;
+}
+
+static int64_t owner_argument(const Pool *self, PyObject *arg) {
+    return index_argument(self, arg, MP_MAX_OWNERS + 1, "owner id");
+}
+
+static PyObject *pool_reap(Pool *self, PyObject *arg) {
+    const int64_t owner = owner_argument(self, arg);
+    if (owner < 0) return NULL;
+    if (owner == 0 || self->sender.alive[owner]) {
+        PyErr_SetString(PyExc_ValueError, "only an owner that is known dead can be reaped");
+        return NULL;
+    }
+    return PyLong_FromUnsignedLong(mp_reap(&self->sender, (uint32_t)owner));
+}
+
+static PyObject *pool_owner_reusable(Pool *self, PyObject *arg) {
+    const int64_t owner = owner_argument(self, arg);
+    if (owner < 0) return NULL;
+    return PyBool_FromLong(mp_owner_reusable(&self->sender, (uint32_t)owner));
+}
+
+static PyObject *pool_waiters(Pool *self, PyObject *Py_UNUSED(ignored)) {
+    if (!check_open(self)) return NULL;
+    return PyLong_FromUnsignedLong(mp_waiters(&self->sender));
+}
+
+static PyObject *pool_grant(Pool *self, PyObject *Py_UNUSED(ignored)) {
+    if (!check_open(self)) return NULL;
+    return PyLong_FromUnsignedLong(mp_grant(&self->sender));
+}
+
+static PyObject *pool_free_slots(Pool *self, PyObject *Py_UNUSED(ignored)) {
+    if (!check_open(self)) return NULL;
+    return PyLong_FromUnsignedLong(mp_free_slots(&self->sender));
+}
+
+static PyObject *pool_sleep_begin(Pool *self, PyObject *arg) {
+    if (!check_open(self)) return NULL;
+    const unsigned long long deadline_us = PyLong_AsUnsignedLongLong(arg);
+    if (deadline_us == (unsigned long long)-1 && PyErr_Occurred()) return NULL;
+    if (deadline_us == 0 || deadline_us >> 48) {
+        PyErr_SetString(PyExc_ValueError, "a sleep's deadline must be finite");
+        return NULL;
+    }
+    return PyBool_FromLong(mp_sleep_begin(&self->sender, deadline_us));
+}
+
+static PyObject *pool_sleep_end(Pool *self, PyObject *Py_UNUSED(ignored)) {
+    if (!check_open(self)) return NULL;
+    mp_sleep_end(&self->sender);
+    Py_RETURN_NONE;
+}
+
+static PyObject *pool_topic_add(Pool *self, PyObject *name) {
+    Py_ssize_t length;
+    const char *text = PyUnicode_AsUTF8AndSize(name, &length);
+    if (!text || !check_open(self)) return NULL;
+    const uint32_t topic = mp_topic_add(&self->sender, text, (size_t)length);
+    if (topic == MP_NONE) {
+        PyErr_Format(PyExc_OverflowError,
+                     "the topic directory takes no name of %zd bytes, or is full at max_topics=%u",
+                     length, self->sender.region.max_topics);
+        return NULL;
+    }
+    return PyLong_FromUnsignedLong(topic);
+}
+
+static int64_t topic_argument(const Pool *self, unsigned topic) {
+    if (!check_open(self)) return -1;
+    if (topic < atomic_load_explicit(&self->sender.region.ctl->topic_count, memory_order_relaxed))
+        return topic;
+    PyErr_Format(PyExc_IndexError, "there is no topic %u in the directory", topic);
+    return -1;
+}
+
+static PyObject *pool_topic_ready(Pool *self, PyObject *args) {
+    unsigned topic, count;
+    if (!PyArg_ParseTuple(args, "II", &topic, &count) || topic_argument(self, topic) < 0)
+        return NULL;
+    if (mp_topic_grow(&self->sender, topic, count, &self->next_index) < 0) {
+        PyErr_Format(PyExc_OverflowError,
+                     "%u partitions do not fit the directory: raise max_partitions=%u", count,
+                     self->sender.region.max_partitions);
+        return NULL;
+    }
+    PyObject *list = PyList_New(0);
+    const struct mp_topic *entry = &self->sender.region.topics[topic];
+    for (uint32_t i = 0; list && i < count; i++)
+        if (append_long(list, mp_topic_index(entry, i)) < 0) Py_CLEAR(list);
+    return list;
+}
+
+static PyObject *pool_topic_error(Pool *self, PyObject *args) {
+    unsigned topic;
+    int code;
+    const char *message;
+    Py_ssize_t length;
+    if (!PyArg_ParseTuple(args, "Iis#", &topic, &code, &message, &length) ||
+        topic_argument(self, topic) < 0)
+        return NULL;
+    mp_topic_fail(&self->sender, topic, (uint32_t)code, message, (size_t)length);
+    Py_RETURN_NONE;
+}
+
+static PyObject *pool_partition_available(Pool *self, PyObject *args) {
+    unsigned index;
+    int available;
+    if (!PyArg_ParseTuple(args, "Ip", &index, &available) || !check_open(self)) return NULL;
+    if (index >= self->sender.region.max_partitions) {
+        PyErr_Format(PyExc_IndexError, "partition index %u is out of range", index);
+        return NULL;
+    }
+    atomic_store_explicit(&self->sender.region.available[index], (uint8_t)available,
+                          memory_order_relaxed);
+    Py_RETURN_NONE;
+}
+
+static PyObject *pool_wake_topic_waiters(Pool *self, PyObject *Py_UNUSED(ignored)) {
+    if (!check_open(self)) return NULL;
+    mp_topic_notify(&self->sender);
+    Py_RETURN_NONE;
+}
+
+/* Unset, the next unkeyed record draws another one; a worker may have moved it on already. */
+static PyObject *pool_sticky_advance(Pool *self, PyObject *args) {
+    unsigned topic, partition;
+    if (!PyArg_ParseTuple(args, "II", &topic, &partition) || topic_argument(self, topic) < 0)
+        return NULL;
+    uint64_t shown = partition + 1ull;
+    atomic_compare_exchange_strong_explicit(&self->sender.region.sticky[topic].partition, &shown, 0,
+                                            memory_order_relaxed, memory_order_relaxed);
+    Py_RETURN_NONE;
+}
+
+static PyObject *pool_close_region(Pool *self, PyObject *Py_UNUSED(ignored)) {
+    if (!check_open(self)) return NULL;
+    atomic_store_explicit(&self->sender.region.ctl->closed, 1, memory_order_seq_cst);
+    for (uint32_t owner = 1; owner <= MP_MAX_OWNERS; owner++) {
+        struct mp_waiter *waiter = &self->sender.region.pool->waiters[owner];
+        if (atomic_load_explicit(&waiter->state, memory_order_relaxed) == MP_W_WAITING)
+            mp_futex_wake(&waiter->state, 1024);
+    }
+    mp_topic_notify(&self->sender);
+    Py_RETURN_NONE;
+}
+
+static PyObject *pool_counters(Pool *self, void *Py_UNUSED(closure)) {
+    if (!check_open(self)) return NULL;
+    PyObject *bytes = PyMemoryView_FromMemory((char *)self->sender.region.ctl->counters,
+                                              MP_COUNTERS * 8, PyBUF_WRITE);
+    if (!bytes) return NULL;
+    PyObject *words = PyObject_CallMethod(bytes, "cast", "s", "Q");
+    Py_DECREF(bytes);
+    return words;
+}
+
+static int pool_getbuffer(Pool *self, Py_buffer *view, int flags) {
+    if (!check_open(self)) return -1;
+    const Py_ssize_t size = (Py_ssize_t)self->sender.region.slots * MP_SLOT_BYTES;
+    if (PyBuffer_FillInfo(view, (PyObject *)self, self->sender.region.data, size, 1, flags) < 0)
+        return -1;
+    self->exports++;
+    return 0;
+}
+
+static void pool_releasebuffer(Pool *self, Py_buffer *Py_UNUSED(view)) { self->exports--; }
+
+static PyBufferProcs pool_buffer = {(getbufferproc)pool_getbuffer,
+                                    (releasebufferproc)pool_releasebuffer};
+
+static PyMethodDef pool_methods[] = {
+    {"close", (PyCFunction)pool_close, METH_NOARGS, NULL},
+    {"dirty", (PyCFunction)pool_dirty, METH_NOARGS, NULL},
+    {"all_open", (PyCFunction)pool_all_open, METH_NOARGS, NULL},
+    {"new_batches", (PyCFunction)pool_new_batches, METH_O, NULL},
+    {"peek", (PyCFunction)pool_peek, METH_O, NULL},
+    {"seal", (PyCFunction)pool_seal, METH_O, NULL},
+    {"walk", (PyCFunction)pool_walk, METH_O, NULL},
+    {"release", (PyCFunction)pool_release, METH_O, NULL},
+    {"retry_quarantine", (PyCFunction)pool_retry_quarantine, METH_NOARGS, NULL},
+    {"compressed", (PyCFunction)pool_compressed, METH_O, NULL},
+    {"take_compression", (PyCFunction)pool_take_compression, METH_O, NULL},
+    {"owner_alive", (PyCFunction)pool_owner_alive, METH_VARARGS, NULL},
+    {"reap", (PyCFunction)pool_reap, METH_O, NULL},
+    {"owner_reusable", (PyCFunction)pool_owner_reusable, METH_O, NULL},
+    {"waiters", (PyCFunction)pool_waiters, METH_NOARGS, NULL},
+    {"grant", (PyCFunction)pool_grant, METH_NOARGS, NULL},
+    {"free_slots", (PyCFunction)pool_free_slots, METH_NOARGS, NULL},
+    {"sleep_begin", (PyCFunction)pool_sleep_begin, METH_O, NULL},
+    {"sleep_end", (PyCFunction)pool_sleep_end, METH_NOARGS, NULL},
+    {"topic_add", (PyCFunction)pool_topic_add, METH_O, NULL},
+    {"topic_ready", (PyCFunction)pool_topic_ready, METH_VARARGS, NULL},
+    {"topic_error", (PyCFunction)pool_topic_error, METH_VARARGS, NULL},
+    {"partition_available", (PyCFunction)pool_partition_available, METH_VARARGS, NULL},
+    {"wake_topic_waiters", (PyCFunction)pool_wake_topic_waiters, METH_NOARGS, NULL},
+    {"sticky_advance", (PyCFunction)pool_sticky_advance, METH_VARARGS, NULL},
+    {"close_region", (PyCFunction)pool_close_region, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef pool_getset[] = {
+    {"counters", (getter)pool_counters, NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+PyTypeObject Pool_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "mpproducer._core.native.Pool",
+    .tp_basicsize = sizeof(Pool),
+    .tp_new = PyType_GenericNew,
+    .tp_init = (initproc)pool_init,
+    .tp_dealloc = (destructor)pool_dealloc,
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_methods = pool_methods,
+    .tp_getset = pool_getset,
+    .tp_as_buffer = &pool_buffer,
+};

@@ -1,0 +1,170 @@
+/* Validate-and-walk: the one place that reads records back out of shared memory. */
+#include "pool.h"
+
+#define RELAXED memory_order_relaxed
+#define ACQUIRE memory_order_acquire
+
+struct reader {
+    const uint8_t *data;
+    const struct mp_span *span;
+    const struct mp_span *span_end;
+    const uint8_t *at;
+    const uint8_t *end;
+    int failed;
+};
+
+static int next_span(struct reader *in) {
+    if (in->span == in->span_end) return 0;
+    in->at = in->data + in->span->offset;
+    in->end = in->at + in->span->bytes;
+    in->span++;
+    return 1;
+}
+
+static inline uint8_t get(struct reader *in) {
+    if (in->at == in->end && !next_span(in)) {
+        in->failed = 1;
+        return 0;
+    }
+    return *in->at++;
+}
+
+static inline void skip(struct reader *in, uint64_t bytes) {
+    for (;;) {
+        const uint64_t room = (uint64_t)(in->end - in->at);
+        if (bytes <= room) {
+            in->at += bytes;
+            return;
+        }
+        bytes -= room;
+        if (!next_span(in)) {
+            in->failed = 1;
+            in->at = in->end;
+            return;
+        }
+    }
+}
+
+/* A zigzag varint of at most `limit` bytes; *used counts its bytes. */
+static inline int64_t get_varint(struct reader *in, uint32_t limit, uint64_t *used) {
+    uint64_t value = 0;
+    for (uint32_t i = 0; i < limit; i++) {
+        const uint8_t byte = get(in);
+        value |= (uint64_t)(byte & 0x7f) << 7 * i;
+        if (!(byte & 0x80)) {
+            *used += i + 1;
+            return (int64_t)(value >> 1) ^ -(int64_t)(value & 1);
+        }
+    }
+    in->failed = 1;
+    return 0;
+}
+
+/* A length field and its bytes; -1 (null) only where `nullable`. */
+static inline void get_field(struct reader *in, uint64_t body, uint64_t *used, int nullable) {
+    const int64_t length = get_varint(in, 5, used);
+    if (length < 0) {
+        if (length != -1 || !nullable) in->failed = 1;
+        return;
+    }
+    if ((uint64_t)length > body - *used || *used > body) {
+        in->failed = 1;
+        return;
+    }
+    skip(in, (uint64_t)length);
+    *used += (uint64_t)length;
+}
+
+static const char *check_record(struct reader *in, uint32_t index, uint64_t left, uint64_t *total,
+                                int64_t *delta) {
+    uint64_t used = 0;
+    const int64_t body = get_varint(in, 5, &used);
+    if (in->failed || body < 7 || (uint64_t)body > left - used)
+        return "a record's length does not fit its batch";
+    *total = used + (uint64_t)body;
+    used = 1;
+    if (get(in) != 0) return "a record has attributes";
+    *delta = get_varint(in, 10, &used);
+    if (get_varint(in, 5, &used) != (int64_t)index) return "a record's offset delta is not dense";
+    get_field(in, (uint64_t)body, &used, 1);
+    get_field(in, (uint64_t)body, &used, 1);
+    const int64_t headers = get_varint(in, 5, &used);
+    if (headers < 0 || headers > body) return "a record's header count is out of range";
+    for (int64_t i = 0; i < headers && !in->failed; i++) {
+        get_field(in, (uint64_t)body, &used, 0);
+        get_field(in, (uint64_t)body, &used, 1);
+    }
+    if (in->failed || used != (uint64_t)body) return "a record's fields do not fill its length";
+    return NULL;
+}
+
+const char *mp_check_records(const uint8_t *data, const struct mp_span *span, uint32_t spans,
+                             uint32_t records, struct mp_walk *walk) {
+    static const uint8_t nothing = 0;
+    struct reader in = {data, span, span + spans, &nothing, &nothing, 0};
+    uint64_t left = walk->bytes;
+    int64_t max_delta = 0;
+    for (uint32_t i = 0; i < records; i++) {
+        uint64_t total = 0;
+        int64_t delta = 0;
+        const char *wrong = check_record(&in, i, left, &total, &delta);
+        if (wrong) return wrong;
+        left -= total;
+        if (delta > max_delta) max_delta = delta;
+    }
+    if (left != 0) return "the batch has bytes behind its last record";
+    walk->max_timestamp = walk->base_timestamp + max_delta;
+    return NULL;
+}
+
+/* Collects `bytes` of payload from a chain; neighbours in memory become one span. */
+static const char *gather(const struct mp_region *region, uint32_t slot, uint32_t bytes,
+                          uint64_t batch_id, uint32_t pos, int head, struct mp_walk *walk) {
+    walk->spans = 0;
+    for (uint32_t left = bytes; left > 0; pos++) {
+        if (slot >= region->slots) return "a chain leaves the pool";
+        const struct mp_slot *header = &region->slot[slot];
+        const uint64_t word = atomic_load_explicit(&header->word, ACQUIRE);
+        if (!head) {
+            if (!(word & MP_LIVE) || !mp_is_extension(word) ||
+                atomic_load_explicit(&header->batch_id, RELAXED) != batch_id ||
+                atomic_load_explicit(&header->pos, RELAXED) != pos)
+                return "a chain holds a slot of another batch";
+        }
+        head = 0;
+        const uint32_t part = left < MP_SLOT_BYTES ? left : MP_SLOT_BYTES;
+        const uint64_t offset = (uint64_t)slot * MP_SLOT_BYTES;
+        struct mp_span *last = walk->spans ? &walk->span[walk->spans - 1] : NULL;
+        if (last && last->offset + last->bytes == offset)
+            last->bytes += part;
+        else
+            walk->span[walk->spans++] = (struct mp_span){offset, part};
+        left -= part;
+        slot = atomic_load_explicit(&header->next, RELAXED);
+    }
+    return NULL;
+}
+
+const char *mp_walk(struct mp_sender *sender, uint32_t slot, struct mp_walk *walk) {
+    const struct mp_region *region = &sender->region;
+    const struct mp_slot *header = &region->slot[slot];
+    const uint64_t word = atomic_load_explicit(&header->word, ACQUIRE);
+    if (!(word & MP_SEAL) || mp_is_extension(word)) return "the batch is not sealed";
+    if (mp_bytes(word) != sender->committed[slot]) return "the batch changed after its seal";
+    walk->records = mp_records(word);
+    walk->bytes = mp_bytes(word);
+    walk->base_timestamp = atomic_load_explicit(&header->base_timestamp, RELAXED);
+    const char *wrong =
+        gather(region, slot, walk->bytes, atomic_load_explicit(&header->batch_id, RELAXED), 0, 1,
+               walk);
+    if (wrong) return wrong;
+    return mp_check_records(region->data, walk->span, walk->spans, walk->records, walk);
+}
+
+const char *mp_output_spans(struct mp_sender *sender, uint32_t slot, uint32_t first,
+                            uint32_t bytes, struct mp_walk *walk) {
+    const struct mp_region *region = &sender->region;
+    const uint64_t batch_id =
+        atomic_load_explicit(&region->slot[slot].batch_id, RELAXED);
+    return gather(region, first, bytes, batch_id, MP_POS_COMPRESSED, 0, walk);
+}

@@ -1,0 +1,143 @@
+"""What a record became: `RecordMetadata` for one, `BatchFuture` for many.
+
+`DeliveryFuture`, the future of `send`, is made by the C core: a reference to the record's batch
+and an index, resolved when somebody asks. A `BatchFuture` holds one of them per run of records
+that follow each other in one batch, so it costs per batch and not per record.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, NamedTuple
+
+from mpproducer._core.native import DeliveryFuture
+
+__all__ = ["BatchFuture", "DeliveryFuture", "RecordMetadata"]
+
+
+class RecordMetadata(NamedTuple):
+    """Where an acknowledged record is (org.apache.kafka.clients.producer.RecordMetadata)."""
+
+    topic: str
+    partition: int
+    offset: int
+    """-1 when the broker did not tell it: acks=0, or a duplicate it no longer remembers."""
+    timestamp_ms: int
+    """The broker's append time for topics that use it, else the record's own timestamp."""
+
+
+class BatchFuture:
+    """The outcome of all records of one `send_many`. Thread-safe."""
+
+    __slots__ = ("_runs", "count")
+
+    def __init__(self, runs: Sequence[tuple[DeliveryFuture, int]]) -> None:
+        self._runs = tuple(runs)
+        self.count = sum(length for _first, length in self._runs)
+        """How many records the call appended or failed."""
+
+    def __len__(self) -> int:
+        return self.count
+
+    def done(self) -> bool:
+        """Whether every outcome is known; never blocks."""
+        return all(first.done() for first, _length in self._runs)
+
+    def cancel(self) -> bool:
+        """False: records cannot be taken back."""
+        return False
+
+    def _wait(self, timeout: float | None) -> None:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for first, _length in self._runs:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            first.exception(left)
+
+    def _outcomes(self) -> Generator[tuple[int, int, BaseException | None, int], None, None]:
+        """Yield (index of the first record, count, error or None, base offset) in order."""
+        start = 0
+        for first, length in self._runs:
+            for at, count, error, offset in first._run(length):  # noqa: SLF001 - core's half
+                yield start + at, count, error, offset
+            start += length
+
+    def result(self, timeout: float | None = None) -> list[RecordMetadata]:
+        """Wait for all records and return their metadata, in the order given to `send_many`.
+
+        `timeout` is in seconds for the whole call; TimeoutError when it passes. Raises the error of
+        the first record that failed; `failed` names them all.
+        """
+        error = self.exception(timeout)
+        if error is not None:
+            raise error
+        found: list[RecordMetadata] = []
+        for first, length in self._runs:
+            base = first.result(0)
+            for _at, count, _error, offset in first._run(length):  # noqa: SLF001
+                found += [
+                    base._replace(offset=offset + i if offset >= 0 else -1)
+                    for i in range(count)
+                ]
+        return found
+
+    get = result
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait for all records; the error of the first one that failed, or None."""
+        self._wait(timeout)
+        for _first, _count, error, _offset in self._outcomes():
+            if error is not None:
+                return error
+        return None
+
+    @property
+    def failed(self) -> list[tuple[int, BaseException]]:
+        """(index, error) of every record that is known not to be acknowledged. Blocks for all."""
+        self._wait(None)
+        return [
+            (at + i, error)
+            for at, count, error, _offset in self._outcomes()
+            if error is not None
+            for i in range(count)
+        ]
+
+    @property
+    def offsets(self) -> list[int]:
+        """Offset per record, -1 where it failed or is not known. Blocks until all are told."""
+        self._wait(None)
+        found: list[int] = []
+        for _at, count, _error, offset in self._outcomes():
+            found += range(offset, offset + count) if offset >= 0 else [-1] * count
+        return found
+
+    def add_done_callback(self, fn: Callable[[BatchFuture], object], /) -> None:
+        """Call fn(self) once when every outcome is known; at once if it is already."""
+        if not self._runs:
+            fn(self)
+            return
+        left = [len(self._runs)]
+        guard = threading.Lock()
+
+        def told(_future: DeliveryFuture) -> None:
+            with guard:
+                left[0] -= 1
+                last = left[0] == 0
+            if last:
+                fn(self)
+
+        for first, _length in self._runs:
+            first.add_done_callback(told)
+
+    def __await__(self) -> Generator[Any, None, list[RecordMetadata]]:
+        for first, _length in self._runs:
+            try:
+                yield from first.__await__()
+            except Exception:  # noqa: BLE001, S110 - told by result() below, for all runs at once
+                pass
+        return self.result(0)
+
+    def __repr__(self) -> str:
+        state = "done" if self.done() else "pending"
+        return f"<BatchFuture of {self.count} records, {state}>"

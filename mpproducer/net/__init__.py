@@ -1,0 +1,1 @@
+"""Bytes to and from brokers: streams that never block, frames, names."""

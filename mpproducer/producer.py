@@ -1,0 +1,215 @@
+"""START HERE: the producer as a worker process sees it.
+
+`send` and `send_many` are C (`_core/py_producer.c`) and reach shared memory without a Python frame;
+this file is everything around them: configuration, attaching, flush, close, pickling.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from mpproducer import errors
+from mpproducer._core import native
+from mpproducer.config import Config
+from mpproducer.future import BatchFuture, RecordMetadata
+from mpproducer.shm.counters import NAMES
+from mpproducer.shm.rendezvous import Rendezvous
+from mpproducer.worker import attach, completions, compressor, topics
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+_NS_PER_MS = 1_000_000
+_NS = 1_000_000_000
+_MARGIN_NS = 2 * _NS
+
+native.configure(
+    metadata=RecordMetadata,
+    error=errors.from_outcome,
+    await_=completions.await_future,
+    watch=completions.watch,
+    batch_future=BatchFuture,
+)
+attach.on_link(compressor.install)
+os.register_at_fork(after_in_child=completions.forget)
+
+
+class Producer(native.ProducerBase):
+    """One Kafka producer per host, shared by all processes that hold a `Producer` of equal config.
+
+    A small value: making one opens nothing and starts nothing. It attaches to the host's sender
+    where it is first used, starting one if there is none, attaches again after a fork, and can be
+    pickled. All methods are thread-safe; one object may be used before and after a fork.
+
+    Configuration keys are those of the Java producer (docs/CONFIG.md), as keyword arguments in
+    snake_case, or in `config` with dots: `Producer(bootstrap_servers="k1:9092", linger_ms=5)`,
+    `Producer({"bootstrap.servers": "k1:9092", "linger.ms": 5})`. Raises ConfigError.
+
+    send(topic, value=None, key=None, headers=None, partition=None, timestamp_ms=None)
+        Append one record and return its `DeliveryFuture`. When it returns a pending future the
+        record is whole in shared memory and will be sent even if this process is killed at once.
+
+        `value` and `key` are bytes-like or None, `headers` a list of (str, bytes or None),
+        `partition` an int (default: murmur2 of the key, or the host's sticky partition),
+        `timestamp_ms` ms since the epoch (default: now, a few ms coarse).
+
+        Blocks at most `max_block_ms`, for the start of the sender, metadata and memory together.
+        TypeError, ValueError, ClosedError and SenderError are raised, with nothing appended; what
+        is wrong with the record or the cluster (MetadataTimeout, BufferFull, RecordTooLarge,
+        InvalidTopic) comes as a future that has failed already, as in KafkaProducer.send.
+
+    send_many(topic, values, keys=None, headers=None, partition=None, timestamps_ms=None)
+        Append many records and return one `BatchFuture`. `values` is a sequence of bytes-like
+        objects; `keys`, `headers` and `timestamps_ms` are None or sequences of the same length.
+        Everything is checked before the first record is appended.
+    """
+
+    def __init__(self, config: Mapping[str, Any] | None = None, /, **kwargs: Any) -> None:
+        self._setup(Config.from_user(config, kwargs))
+
+    def _setup(self, config: Config) -> None:
+        self._config = config
+        self._place = Rendezvous.of(config.sender_key(), config.runtime_dir)
+        self._max_block_ns = config.max_block_ms * _NS_PER_MS
+        self._counted = False
+
+    @property
+    def config(self) -> Config:
+        """The effective configuration."""
+        return self._config
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (self._config.to_wire(),))
+
+    def __repr__(self) -> str:
+        servers = ",".join(f"{host}:{port}" for host, port in self._config.bootstrap_servers)
+        return f"<Producer for {servers}{', closed' if self._closed else ''}>"
+
+    # --- called by the core
+
+    def _attach(self, deadline_ns: int) -> native.Attachment:
+        link = attach.attach(self._config, self._place, deadline_ns)
+        if not self._counted:
+            self._counted = True
+            link.handles += 1
+        return link.attachment
+
+    def _want_topic(
+        self, attachment: native.Attachment, topic: str, partition: int, deadline_ns: int
+    ) -> None:
+        link = attach.link_of(attachment)
+        if link is not None:
+            topics.wait_ready(link, topic, partition, deadline_ns, self._config.max_block_ms)
+
+    # --- the rest of the public surface
+
+    def attach(self, timeout: float | None = None) -> None:
+        """Attach this process now, starting the host's sender if needed; `send` does it anyway.
+
+        `timeout` is in seconds, `max_block_ms` by default. Raises SenderError.
+        """
+        self._check_open()
+        self._attachment = self._attach(self._deadline_ns(timeout, self._config.max_block_ms))
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Send what this process has appended without linger, and wait for all its outcomes.
+
+        Every future made before the call is done afterwards; their errors stay in the futures, as
+        in KafkaProducer.flush. `timeout` is in seconds; by default `delivery_timeout_ms` bounds
+        the wait. Raises TimeoutError if outcomes are missing then: the records stay in delivery.
+        """
+        self._check_open()
+        link = attach.find(self._place)
+        if link is None:
+            return
+        bound_ms = self._config.delivery_timeout_ms + self._config.request_timeout_ms
+        deadline_ns = self._deadline_ns(timeout, bound_ms)
+        if timeout is None:
+            deadline_ns += _MARGIN_NS
+        left = link.flush(deadline_ns)
+        if left:
+            raise TimeoutError(
+                f"{left} batches are not acknowledged yet; their records stay in delivery"
+            )
+
+    def close(self, timeout: float | None = None) -> None:
+        """Flush, then refuse further sends through this object. Idempotent.
+
+        Other `Producer` objects of this process go on working; when this was the last open one the
+        process detaches, and the host's sender ends after its last process has. `timeout` is in
+        seconds (default as in `flush`); records that are not acknowledged by then stay in delivery
+        and TimeoutError says so.
+        """
+        if timeout is not None and timeout < 0:
+            raise ValueError(f"timeout={timeout}: must not be negative")
+        if self._closed:
+            return
+        try:
+            self.flush(timeout)
+        finally:
+            self._closed = 1
+            self._attachment = None
+            link = attach.find(self._place)
+            if link is not None and self._counted:
+                link.handles -= 1
+                if link.handles <= 0:
+                    attach.detach(link)
+
+    def __enter__(self) -> Producer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def partitions_for(self, topic: str, timeout: float | None = None) -> list[int]:
+        """Return the topic's partition numbers, waiting for metadata up to `max_block_ms`.
+
+        `timeout` (seconds) replaces `max_block_ms`. Raises MetadataTimeout, InvalidTopic,
+        AuthorizationFailed (KafkaProducer.partitionsFor).
+        """
+        self._check_open()
+        deadline_ns = self._deadline_ns(timeout, self._config.max_block_ms)
+        while True:
+            attachment = self._attach(deadline_ns)
+            self._attachment = attachment
+            state, count, _code, _message = attachment.topic(topic)
+            if state == native.TOPIC_READY:
+                return list(range(count))
+            self._want_topic(attachment, topic, -1, deadline_ns)
+
+    def metrics(self) -> dict[str, int]:
+        """Return counters of the host's sender, and `worker-*` ones of this process.
+
+        Empty before the process is attached. Safe at any time: reads shared memory only.
+        """
+        link = attach.find(self._place)
+        if link is None:
+            return {}
+        values = link.attachment.counters()
+        found = {name: values[index] for index, name in enumerate(NAMES)}
+        for name, value in link.attachment.stats().items():
+            found[f"worker-{name.replace('_', '-')}"] = value
+        return found
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise errors.ClosedError("this producer is closed; make a new one")
+
+    @staticmethod
+    def _deadline_ns(timeout: float | None, default_ms: int) -> int:
+        bound_ns = default_ms * _NS_PER_MS if timeout is None else int(timeout * _NS)
+        return time.monotonic_ns() + bound_ns
+
+
+def _rebuild(wire: dict[str, Any]) -> Producer:
+    producer = Producer.__new__(Producer)
+    producer._setup(Config.from_wire(wire))  # noqa: SLF001 - the other half of __reduce__
+    return producer

@@ -1,0 +1,420 @@
+"""The vocabulary between the pure machine and the loop: events in, actions out.
+
+Each class is a frozen value. The loop turns what the operating system and shared memory tell it
+into events, and carries actions out in the order given: that order is part of the meaning (a
+`Close` stands before the `Release` of the memory its requests could still read).
+
+Times are CLOCK_MONOTONIC nanoseconds and come in as the `now_ns` of `Machine.on_event`. A `conn`
+is the number of one connection attempt and is never used again. Nodes with negative numbers are
+bootstrap servers.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from mpproducer.errors import Reason
+
+if TYPE_CHECKING:
+    from mpproducer.sender.batch import ProducerBatch
+
+
+class Kind(enum.IntEnum):
+    """Fate in a completion frame (`kind` on the pipe)."""
+
+    ACKED = 1
+    NOT_WRITTEN = 2
+    UNKNOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What is told about the records [first, first + count) of a batch; becomes one frame."""
+
+    kind: Kind
+    code: int
+    reason: Reason
+    message: str
+    first: int = 0
+    count: int = 0
+    base_offset: int = -1
+    log_append_time_ms: int = -1
+
+
+# --- events: batches
+
+
+@dataclass(frozen=True, slots=True)
+class BatchOpened:
+    """A batch with at least one record was linked to a partition."""
+
+    partition_index: int
+    batch_seq: int
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchFull:
+    """A worker sealed the batch in this head slot."""
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSealed:
+    """Answer to `Seal`: the batch is frozen and every record in it was validated."""
+
+    batch: ProducerBatch
+    records: int
+    size_bytes: int
+    base_timestamp_ms: int
+    max_timestamp_ms: int
+    participants: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchEmpty:
+    """Answer to `Seal`: no record yet and its owner is alive; ask again later."""
+
+    batch: ProducerBatch
+
+
+@dataclass(frozen=True, slots=True)
+class BatchCorrupt:
+    """The bytes are not what a worker's append leaves, or changed after the batch was sealed."""
+
+    batch: ProducerBatch
+    why: str
+    records: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Compressed:
+    """Answer to `Compress`; `size_bytes` is the size of the compressed stream."""
+
+    batch: ProducerBatch
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of a split batch, re-encoded privately by the loop."""
+
+    first: int
+    records: int
+    size_bytes: int
+    wire_bytes: int
+    base_timestamp_ms: int
+    max_timestamp_ms: int
+    body: Any
+
+
+@dataclass(frozen=True, slots=True)
+class SplitDone:
+    """Answer to `Split`: the parts in order; the shared memory is not needed any more."""
+
+    batch: ProducerBatch
+    parts: tuple[Part, ...]
+
+
+# --- events: workers and topics
+
+
+@dataclass(frozen=True, slots=True)
+class TopicWanted:
+    """A worker needs the partitions of a topic; `topic_index` is its place in the directory."""
+
+    name: str
+    topic_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class TopicPublished:
+    """Answer to `PublishTopic`: the host-wide indices of partitions 0, 1, 2, ..."""
+
+    name: str
+    partition_indices: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FlushAsked:
+    """Send everything that is here now without waiting for linger."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryShort:
+    """A worker is blocked for memory: nothing may linger."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerJoined:
+    """A worker process attached."""
+
+    owner: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerGone:
+    """A worker process said goodbye or died; its batches have been reported before."""
+
+    owner: int
+
+
+@dataclass(frozen=True, slots=True)
+class CloseAsked:
+    """Deliver what is here until `deadline_ns`, fail the rest, then exit."""
+
+    deadline_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passed."""
+
+
+# --- events: network
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """Answer to `Resolve`: socket addresses as opaque values, at least one."""
+
+    node_id: int
+    host: str
+    addresses: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ResolveFailed:
+    """Answer to `Resolve`: the name has no address."""
+
+    node_id: int
+    host: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """The stream is up (TCP, and TLS where used)."""
+
+    conn: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectFailed:
+    """The connection never came up."""
+
+    conn: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """An established connection ended, or the peer broke the protocol."""
+
+    conn: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wrote:
+    """The last byte of this request was handed to the socket."""
+
+    conn: int
+    correlation_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A decoded response; `message` is the wire class of the request's API and version."""
+
+    conn: int
+    correlation_id: int
+    message: Any
+
+
+# --- actions: batches
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """Freeze the batch and validate it; answered in the same turn."""
+
+    batch: ProducerBatch
+
+
+@dataclass(frozen=True, slots=True)
+class Compress:
+    """Compress a sealed batch; answered by `Compressed` later."""
+
+    batch: ProducerBatch
+
+
+@dataclass(frozen=True, slots=True)
+class Verify:
+    """The broker found a wrong CRC: compare the bytes with the CRC first sent. Answered by
+    `BatchCorrupt` in the same turn when they differ, by nothing when they are unchanged."""
+
+    batch: ProducerBatch
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Re-encode the records as batches of at most `limit_bytes` each (single records excepted)
+    in private memory; answered by `SplitDone` in the same turn."""
+
+    batch: ProducerBatch
+    limit_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """Tell the participants. The outcomes cover every record of the batch, in order.
+
+    `more`: other parts of the batch as the workers know it (it was split) are told later.
+    """
+
+    batch: ProducerBatch
+    outcomes: tuple[Outcome, ...]
+    more: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """No request can read the batch any more: give its memory back."""
+
+    batch: ProducerBatch
+
+
+# --- actions: topics
+
+
+@dataclass(frozen=True, slots=True)
+class PublishTopic:
+    """Make the topic READY with this partition count; answered by `TopicPublished`."""
+
+    name: str
+    topic_index: int
+    partition_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class PublishTopicError:
+    """Tell waiting workers why the topic has no partitions (ignored for a READY topic)."""
+
+    topic_index: int
+    code: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionAvailable:
+    """The partition has, or has not, a leader that can be reached."""
+
+    partition_index: int
+    available: bool
+
+
+# --- actions: network
+
+
+@dataclass(frozen=True, slots=True)
+class Resolve:
+    """Look a host up off the loop."""
+
+    node_id: int
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    """Open connection `conn` to one address that `Resolved` gave."""
+
+    conn: int
+    node_id: int
+    host: str
+    address: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Close the connection at once; nothing more is read from or reported for it."""
+
+    conn: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Send a request other than Produce; `message` is its wire class."""
+
+    conn: int
+    correlation_id: int
+    api_key: int
+    api_version: int
+    message: Any
+
+
+@dataclass(frozen=True, slots=True)
+class SendProduce:
+    """Send one Produce request: at most one batch per partition, each with its sequence set."""
+
+    conn: int
+    correlation_id: int
+    api_version: int
+    acks: int
+    timeout_ms: int
+    batches: tuple[ProducerBatch, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """Everything is delivered or told, and nobody is left."""
+
+    why: str
+
+
+Event: TypeAlias = (
+    BatchOpened
+    | BatchFull
+    | BatchSealed
+    | BatchEmpty
+    | BatchCorrupt
+    | Compressed
+    | SplitDone
+    | TopicWanted
+    | TopicPublished
+    | FlushAsked
+    | MemoryShort
+    | WorkerJoined
+    | WorkerGone
+    | CloseAsked
+    | Tick
+    | Resolved
+    | ResolveFailed
+    | Connected
+    | ConnectFailed
+    | Closed
+    | Wrote
+    | Response
+)
+Action: TypeAlias = (
+    Seal
+    | Compress
+    | Verify
+    | Split
+    | Complete
+    | Release
+    | PublishTopic
+    | PublishTopicError
+    | PartitionAvailable
+    | Resolve
+    | Connect
+    | Close
+    | Request
+    | SendProduce
+    | Exit
+)

@@ -1,0 +1,349 @@
+"""Which batches go to which node, and when (RecordAccumulator.ready and drain in Java).
+
+Cost follows what is due. A partition stands in the `ready` queue of its leader from the moment
+its next batch may be sent until it is drained; a partition that waits for linger or backoff costs
+one timer entry, a blocked one costs nothing until the event that unblocks it calls `refresh`.
+
+The queue of a node is its rotation: a drained partition that has more goes to the end, one that
+did not fit stays in front and goes first next time. A blocked partition never stops its node.
+
+Open batches are sealed only when their node takes a request, so that they go on filling while it
+is busy. With compression they are sealed as soon as they are due, up to PREPARED per partition,
+so that the compressors work while requests are in flight.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+from mpproducer.sender.actions import Action, Seal, SendProduce
+from mpproducer.sender.batch import (
+    HELD,
+    IN_FLIGHT,
+    LENT,
+    NO_SEQUENCE,
+    OPEN,
+    QUEUED,
+    RETRY_WAIT,
+    SEALED,
+    ProducerBatch,
+)
+from mpproducer.sender.idempotence import Idempotence
+from mpproducer.sender.inflight import API_PRODUCE
+from mpproducer.sender.nodes import READY, Node, Nodes
+from mpproducer.sender.partition import Partition
+from mpproducer.sender.retry import MS
+
+if TYPE_CHECKING:
+    from mpproducer.config import Config
+    from mpproducer.sender.counters import Counters
+    from mpproducer.sender.timers import Timers
+
+PREPARED: Final = 2  # sealed batches per partition that compression may run ahead
+_EMPTY_RETRY_NS: Final = MS  # an empty batch is asked again after this
+
+
+class Drain:
+    """Readiness of every partition and the picking of batches for requests."""
+
+    def __init__(
+        self,
+        config: Config,
+        nodes: Nodes,
+        idempotence: Idempotence,
+        timers: Timers,
+        emit: Callable[[Action], None],
+        counters: Counters,
+        leader_unknown: Callable[[Partition], None],
+    ) -> None:
+        self._nodes = nodes
+        self._idempotence = idempotence
+        self._timers = timers
+        self._emit = emit
+        self._counters = counters
+        self._leader_unknown = leader_unknown
+        self._linger_ns = config.linger_ms * MS
+        self._max_request_size = config.max_request_size
+        self._mute = config.max_in_flight_requests_per_connection == 1
+        self._acks = config.acks
+        self._timeout_ms = config.request_timeout_ms
+        self._compress = config.compression_type != "none"
+        self._lingering: deque[tuple[int, ProducerBatch]] = deque()
+        self.hurry = False  # nothing may linger: closing, or nobody is left to add records
+        self.poked: dict[Node, None] = {}
+        self.parked: dict[Partition, None] = {}
+        self.seals = 0
+
+    # --- becoming due
+
+    def opened(self, batch: ProducerBatch, now_ns: int) -> None:
+        """A batch got its first record."""
+        partition = batch.partition
+        partition.queue.append(batch)
+        if self.hurry or not self._linger_ns:
+            batch.due = True
+        else:
+            self._lingering.append((now_ns + self._linger_ns, batch))
+        self.refresh(partition, now_ns)
+
+    def make_due(self, batch: ProducerBatch, now_ns: int) -> None:
+        """The batch is full: it does not wait for linger."""
+        if not batch.due:
+            batch.due = True
+            self.refresh(batch.partition, now_ns)
+
+    def all_due(self, now_ns: int) -> None:
+        """Flush, memory pressure, close: no batch that is here lingers any longer."""
+        lingering = self._lingering
+        while lingering:
+            self.make_due(lingering.popleft()[1], now_ns)
+
+    def linger_over(self, now_ns: int) -> None:
+        """Make due what has lingered long enough."""
+        lingering = self._lingering
+        while lingering and lingering[0][0] <= now_ns:
+            batch = lingering.popleft()[1]
+            if batch.state is OPEN:
+                self.make_due(batch, now_ns)
+
+    def next_ns(self) -> int | None:
+        """When the next batch has lingered long enough."""
+        lingering = self._lingering
+        while lingering:
+            due_ns, batch = lingering[0]
+            if batch.state is OPEN and not batch.due:
+                return due_ns
+            lingering.popleft()
+        return None
+
+    # --- readiness
+
+    def refresh(self, partition: Partition, now_ns: int) -> None:
+        """Put the partition where it belongs now: in the ready queue of its leader, or nowhere.
+
+        Called after every change of its queue, its wire, its leader, its sequences, or time.
+        """
+        batch = self._idempotence.candidate(partition)
+        node = None
+        if self._compress and partition.queue:
+            self._prepare(partition)
+        if batch is not None and self._due(partition, batch, now_ns):
+            node = self._leader_node(partition, batch)
+        before = partition.ready_at
+        if node is not before:
+            if before is not None:
+                before.ready.pop(partition, None)
+            partition.ready_at = node
+            if node is not None:
+                node.ready[partition] = None
+        if node is not None:
+            self.poked[node] = None
+
+    def _due(self, partition: Partition, batch: ProducerBatch, now_ns: int) -> bool:
+        state = batch.state
+        if state is OPEN:
+            if not batch.due:
+                if len(partition.queue) < 2:
+                    return False
+                batch.due = True
+            return not self._compress and batch.doom is None
+        if state is QUEUED:
+            return True
+        return state is RETRY_WAIT and batch.backoff_until_ns <= now_ns
+
+    def _leader_node(self, partition: Partition, batch: ProducerBatch) -> Node | None:
+        """The node that may get the partition's next batch now."""
+        node = self._nodes.brokers.get(partition.leader)
+        if node is None:
+            if not partition.parked:
+                partition.parked = True
+                self.parked[partition] = None
+            self._leader_unknown(partition)
+            return None
+        if partition.split_pending:
+            return None
+        if partition.on_wire and (self._mute or partition.wire_node is not node):
+            # Muted, or the old leader still has batches of it: order needs their answer first.
+            return None
+        return node if self._idempotence.may_drain(partition, batch) else None
+
+    def _prepare(self, partition: Partition) -> None:
+        """With compression: seal due batches ahead of the node."""
+        queue = partition.queue
+        ahead = 0
+        for place, batch in enumerate(islice(queue, PREPARED + 8)):
+            if batch.state is OPEN:
+                due = batch.due or place + 1 < len(queue)
+                if not due or batch.seal_asked or ahead >= PREPARED:
+                    return
+                batch.due = True
+                self.ask_seal(batch)
+            if batch.base_sequence == NO_SEQUENCE:
+                ahead += 1
+
+    def ask_seal(self, batch: ProducerBatch) -> None:
+        """Have the batch frozen; the answer comes in this turn."""
+        if not batch.seal_asked:
+            batch.seal_asked = True
+            self.seals += 1
+            self._emit(Seal(batch))
+
+    def seal_answered(self, batch: ProducerBatch) -> None:
+        """The loop answered `Seal`: its node, if one waits for it, goes on picking."""
+        batch.seal_asked = False
+        self.seals -= 1
+        node = batch.partition.ready_at
+        if node is not None and node.sealing is batch:
+            node.sealing = None
+            self.poked[node] = None
+
+    def still_empty(self, batch: ProducerBatch, now_ns: int) -> None:
+        """The batch has no record yet: leave it open and look again shortly."""
+        batch.due = False
+        self._timers.at(now_ns + _EMPTY_RETRY_NS, self.make_due, batch)
+        self.refresh(batch.partition, now_ns)
+
+    def unpark(self, partition: Partition) -> None:
+        """The partition's leader changed."""
+        if partition.parked:
+            partition.parked = False
+            self.parked.pop(partition, None)
+
+    # --- draining
+
+    def run(self, now_ns: int) -> None:
+        """Fill requests for every node something happened to."""
+        poked = self.poked
+        while poked:
+            node = next(iter(poked))
+            del poked[node]
+            self._fill(node, now_ns)
+
+    def _fill(self, node: Node, now_ns: int) -> None:
+        """Pick due batches, one per partition, and send them as one request.
+
+        Picking stops at the first open batch until the loop has sealed it: only then is its
+        size known. A batch larger than max.request.size goes alone.
+        """
+        if node.sealing is not None or not (node.ready or node.picked):
+            return
+        if not node.can_send(now_ns):
+            self._put_back(node, now_ns)
+            if node.state is not READY:
+                self._nodes.connect(node, now_ns)
+            return
+        ready = node.ready
+        while ready:
+            partition = next(iter(ready))
+            batch = self._idempotence.candidate(partition)
+            if batch is None:
+                raise AssertionError(f"{partition!r} is ready without a batch")
+            if batch.state is OPEN:
+                node.sealing = batch
+                self.ask_seal(batch)
+                return
+            size = node.picked_bytes + batch.wire_bytes
+            if node.picked and size > self._max_request_size:
+                break
+            ready.popitem(last=False)
+            partition.ready_at = None
+            node.picked.append(batch)
+            node.picked_bytes = size
+        if node.picked:
+            self._send(node, now_ns)
+
+    def _put_back(self, node: Node, now_ns: int) -> None:
+        """The node went away between picking and sending."""
+        picked, node.picked, node.picked_bytes = node.picked, [], 0
+        for batch in picked:
+            self.refresh(batch.partition, now_ns)
+
+    def _send(self, node: Node, now_ns: int) -> None:
+        batches = tuple(node.picked)
+        node.picked = []
+        node.picked_bytes = 0
+        counters = self._counters
+        for batch in batches:
+            partition = batch.partition
+            queue = partition.queue
+            if queue[0] is batch:
+                queue.popleft()
+            else:
+                queue.remove(batch)
+            self._idempotence.assign(batch)
+            if batch.state is RETRY_WAIT:
+                batch.to(QUEUED)
+            batch.to(IN_FLIGHT)
+            batch.memory_to(LENT)
+            batch.attempts += 1
+            batch.leader_epoch = partition.leader_epoch
+            partition.on_wire += 1
+            partition.wire_node = node
+            counters.record_send_total += batch.records
+            counters.byte_total += batch.wire_bytes
+        counters.batch_send_total += len(batches)
+        counters.produce_request_total += 1
+        version = node.produce_version
+        request = self._nodes.register(node, API_PRODUCE, version, None, batches, now_ns)
+        request.expects_response = self._acks != 0
+        self._emit(
+            SendProduce(
+                node.conn,
+                request.correlation_id,
+                version,
+                self._acks,
+                self._timeout_ms,
+                batches,
+            )
+        )
+        for batch in batches:
+            if batch.partition.queue:
+                self.refresh(batch.partition, now_ns)
+
+    def removed(self, batch: ProducerBatch, now_ns: int) -> None:
+        """A queued batch got its outcome without being sent: take it out of its queue."""
+        partition = batch.partition
+        partition.queue.remove(batch)
+        node = partition.ready_at
+        if node is not None and node.sealing is batch:
+            node.sealing = None
+        self.refresh(partition, now_ns)
+
+    def back(self, batch: ProducerBatch, wait_ns: int, now_ns: int) -> None:
+        """A batch returns for another attempt after `wait_ns`."""
+        batch.to(RETRY_WAIT)
+        batch.memory_to(HELD)
+        batch.backoff_until_ns = now_ns + wait_ns
+        batch.epoch_skipped = False
+        batch.partition.requeue(batch)
+        if wait_ns:
+            self._timers.at(batch.backoff_until_ns, self._backoff_over, batch)
+
+    def _backoff_over(self, batch: ProducerBatch, now_ns: int) -> None:
+        if batch.state is RETRY_WAIT:
+            self.refresh(batch.partition, now_ns)
+
+    def leader_changed(self, partition: Partition, epoch: int, now_ns: int) -> None:
+        """A newer leader epoch cancels the backoff of the current attempt, once (KIP-951)."""
+        self.unpark(partition)
+        for batch in partition.queue:
+            if batch.state is not RETRY_WAIT:
+                break
+            if epoch > batch.leader_epoch and not batch.epoch_skipped:
+                batch.epoch_skipped = True
+                batch.backoff_until_ns = now_ns
+        self.refresh(partition, now_ns)
+
+    def refresh_all(self, partitions: list[Partition], now_ns: int) -> None:
+        """Something global changed (producer id): look at every partition with batches."""
+        for partition in partitions:
+            if partition.queue:
+                self.refresh(partition, now_ns)
+
+    def sealed(self, batch: ProducerBatch) -> bool:
+        """The batch was frozen; returns whether it must be compressed before it can go."""
+        batch.to(SEALED)
+        return self._compress

@@ -1,0 +1,421 @@
+"""The loop of the sender process: what the system says becomes events, actions become calls.
+
+One thread. Per turn: what arrived from the network, what workers announced in shared memory, then
+time; actions are carried out as they come, completions are written once per worker at the end, and
+then it sleeps until something happens, but never longer than MAX_SLEEP_NS: a worker that dies or
+stops between announcing and waking is found by the next turn.
+
+An exception in a handler is a bug: it leaves `run`, and the process tells every worker what can be
+told and ends (process.py). Nothing is logged and carried on with.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from mpproducer.net.resolve import Resolver
+from mpproducer.sender import actions, codec
+from mpproducer.sender.abort import tell_everybody
+from mpproducer.sender.actions import Event
+from mpproducer.sender.connections import Connections
+from mpproducer.sender.machine import Machine
+from mpproducer.sender.retry import Randomness
+from mpproducer.sender.store import Store
+from mpproducer.sender.workers import Worker, Workers
+from mpproducer.shm import counters as counter_names
+
+if TYPE_CHECKING:
+    from mpproducer.config import Config
+
+_LOG = logging.getLogger("mpproducer.sender")
+
+MAX_SLEEP_NS: Final = 100_000_000
+_SOON_NS: Final = 1_000_000
+_PUBLISH_NS: Final = 50_000_000
+_STALE_NS: Final = 1_000_000_000
+
+
+class Loop:
+    """The sender's event loop over one pool, one epoll and one machine."""
+
+    def __init__(
+        self,
+        config: Config,
+        pool: Any,
+        corrupt_error: type[Exception],
+        wake_fd: int,
+        epoll: select.epoll,
+        handlers: dict[int, Callable[[int], None]],
+        workers: Workers | None = None,
+        *,
+        random: Randomness,
+        max_owners: int,
+    ) -> None:
+        self.config = config
+        self.pool = pool
+        self.epoll = epoll
+        self.handlers = handlers
+        self.now_ns = time.monotonic_ns()
+        self.machine = Machine(config, random, self.now_ns)
+        self.counters = self.machine.counters
+        self.workers = workers or Workers(self.counters, max_owners)
+        self._wake_fd = wake_fd
+        self._payload = memoryview(pool)
+        self.store = Store(config, pool, self._payload, corrupt_error, self.counters, self.wake)
+        self.connections = Connections(config, epoll, handlers, self.report, self.counters)
+        self.resolver = Resolver(self.wake)
+        self.produce = codec.ProduceEncoder(config.client_id)
+        self.exit_why = ""
+        self.on_turn: Callable[[int], None] | None = None
+        self._events: deque[Event] = deque()
+        self._answers: deque[Event] = deque()
+        self._feeding = False
+        self._released = False
+        self._published_ns = 0
+        self._backlogged: dict[int, Worker] = {}
+        self._quarantine_ns = 0
+        epoll.register(wake_fd, select.EPOLLIN)
+        handlers[wake_fd] = self._on_wake
+        self._apply: dict[type[Any], Callable[[Any], None]] = {
+            actions.Seal: self._seal,
+            actions.Compress: self._compress,
+            actions.Verify: self._verify,
+            actions.Split: self._split,
+            actions.Complete: self.workers.complete,
+            actions.Release: self._release,
+            actions.PublishTopic: self._publish_topic,
+            actions.PublishTopicError: self._publish_topic_error,
+            actions.PartitionAvailable: self._partition_available,
+            actions.Resolve: self._resolve,
+            actions.Connect: self._connect,
+            actions.Close: self._close,
+            actions.Request: self._request,
+            actions.SendProduce: self._send_produce,
+            actions.Exit: self._exit,
+        }
+
+    # --- the turn
+
+    def run(self) -> str:
+        """Turn until the machine says Exit; returns why."""
+        while not self.exit_why:
+            self.turn()
+        self.workers.flush()
+        self.publish_counters()
+        return self.exit_why
+
+    def turn(self) -> None:
+        """One round: act on what is there, then sleep until more comes."""
+        before_ns = self.now_ns
+        events = self._sleep()
+        self.now_ns = time.monotonic_ns()
+        slept_ns = self.now_ns - before_ns
+        for fd, mask in events:
+            handler = self.handlers.get(fd)
+            if handler is not None:
+                handler(mask)
+        if events or slept_ns < MAX_SLEEP_NS:
+            self.collect()
+        else:
+            self.feed_all(self.store.collect_all())
+        self._background()
+        due_ns = self.machine.next_deadline_ns()
+        # A process that was stopped wakes with everything overdue: what has arrived meanwhile is
+        # handed over first, in full, before anything is declared late.
+        stale = slept_ns > _STALE_NS + MAX_SLEEP_NS and bool(events)
+        if due_ns is not None and due_ns <= self.now_ns and not stale:
+            self.report(actions.Tick())
+        self._memory()
+        if self.on_turn is not None:
+            self.on_turn(self.now_ns)
+        self._flush_completions()
+        self.counters.loop_turn_total += 1
+
+    def _sleep(self) -> list[tuple[int, int]]:
+        now_ns = time.monotonic_ns()
+        busy_ns = now_ns - self.now_ns
+        self.counters.loop_time_us_total += busy_ns // 1000
+        if busy_ns > self.counters.loop_gap_us_max * 1000:
+            self.counters.loop_gap_us_max = busy_ns // 1000
+        if now_ns - self._published_ns > _PUBLISH_NS:
+            self.publish_counters()
+        if self._events or self._answers or self.exit_why:
+            return self.epoll.poll(0)
+        due_ns = self.machine.next_deadline_ns()
+        until_ns = now_ns + (_SOON_NS if self.store.waits_for_worker() else MAX_SLEEP_NS)
+        if due_ns is not None and due_ns < until_ns:
+            until_ns = due_ns
+        if until_ns <= now_ns:
+            return self.epoll.poll(0)
+        if not self.pool.sleep_begin(until_ns // 1000 + 1):
+            self.pool.sleep_end()
+            return self.epoll.poll(0)
+        self.counters.loop_sleep_total += 1
+        try:
+            # epoll rounds up to milliseconds: that is at most one late, never a busy loop.
+            return self.epoll.poll((until_ns - now_ns) / 1e9)
+        finally:
+            self.pool.sleep_end()
+
+    def wake(self) -> None:
+        """Make the sleeping loop turn; callable from every thread."""
+        os.eventfd_write(self._wake_fd, 1)
+
+    def _on_wake(self, _mask: int) -> None:
+        try:
+            os.eventfd_read(self._wake_fd)
+        except BlockingIOError:
+            return
+
+    # --- events and actions
+
+    def report(self, event: Event) -> None:
+        """Hand an event to the machine, and carry out what follows until all is quiet.
+
+        Answers of the same turn go before events that were reported meanwhile.
+        """
+        self._events.append(event)
+        if self._feeding:
+            return
+        self._feeding = True
+        machine = self.machine
+        apply = self._apply
+        answers = self._answers
+        events = self._events
+        try:
+            while answers or events:
+                next_event = answers.popleft() if answers else events.popleft()
+                for action in machine.on_event(next_event, self.now_ns):
+                    apply[type(action)](action)
+        finally:
+            self._feeding = False
+
+    def feed_all(self, found: list[Event]) -> None:
+        """Report several events in order."""
+        for event in found:
+            self.report(event)
+
+    def collect(self) -> None:
+        """Report what workers announced in shared memory."""
+        for event in self.store.collect():
+            self.report(event)
+
+    def _background(self) -> None:
+        for answer in self.resolver.take():
+            if answer.addresses:
+                self.report(actions.Resolved(answer.token, answer.host, answer.addresses))
+            else:
+                self.report(actions.ResolveFailed(answer.token, answer.host, answer.why))
+        if self.store.compressor is not None:
+            self.feed_all(self.store.compression_done(self.now_ns))
+
+    def _memory(self) -> None:
+        """Blocked writers: nothing lingers while they wait; serve them when memory came back."""
+        pool = self.pool
+        waiting = pool.waiters()
+        if waiting:
+            self.report(actions.MemoryShort())
+            self.counters.memory_granted_total += pool.grant()
+        if self.store.quarantined and self.now_ns >= self._quarantine_ns:
+            self._quarantine_ns = self.now_ns + MAX_SLEEP_NS
+            left = pool.retry_quarantine()
+            self.counters.batches_quarantined = left
+            self.store.quarantined = left > 0
+            if waiting:
+                self.counters.memory_granted_total += pool.grant()
+
+    def _flush_completions(self) -> None:
+        for worker in self.workers.flush():
+            if worker.pipe not in self._backlogged:
+                self._backlogged[worker.pipe] = worker
+                self.handlers[worker.pipe] = self._pipe_writable(worker)
+                self.epoll.register(worker.pipe, select.EPOLLOUT)
+
+    def _pipe_writable(self, worker: Worker) -> Callable[[int], None]:
+        pipe = worker.pipe
+
+        def on_io(_mask: int) -> None:
+            if worker.pipe != pipe or worker.flush(self.counters):
+                self.forget_pipe(pipe)
+
+        return on_io
+
+    def forget_pipe(self, pipe: int) -> None:
+        """The backlog of this pipe is written, or its worker is gone."""
+        if self._backlogged.pop(pipe, None) is not None:
+            del self.handlers[pipe]
+            # A closed descriptor has left epoll by itself.
+            if self.fd_open(pipe):
+                self.epoll.unregister(pipe)
+
+    @staticmethod
+    def fd_open(fd: int) -> bool:
+        """Whether a descriptor is still open."""
+        try:
+            os.fstat(fd)
+        except OSError:
+            return False
+        return True
+
+    # --- actions
+
+    def _seal(self, action: actions.Seal) -> None:
+        self._answers.append(self.store.seal(action.batch))
+
+    def _compress(self, action: actions.Compress) -> None:
+        event = self.store.compress(action.batch, self.now_ns)
+        if event is not None:
+            self._answers.append(event)
+
+    def _verify(self, action: actions.Verify) -> None:
+        event = self.store.verify(action.batch)
+        if event is not None:
+            self._answers.append(event)
+
+    def _split(self, action: actions.Split) -> None:
+        self._answers.append(self.store.split(action))
+
+    def _release(self, action: actions.Release) -> None:
+        self.store.release(action.batch)
+
+    def _publish_topic(self, action: actions.PublishTopic) -> None:
+        try:
+            indices = self.pool.topic_ready(action.topic_index, action.partition_count)
+        except OverflowError:
+            message = (
+                f"{action.name} has {action.partition_count} partitions and the host's directory "
+                f"is full; raise max_partitions={self.config.max_partitions}"
+            )
+            self.pool.topic_error(action.topic_index, 0, message)
+        else:
+            self._answers.append(actions.TopicPublished(action.name, tuple(indices)))
+        self.pool.wake_topic_waiters()
+
+    def _publish_topic_error(self, action: actions.PublishTopicError) -> None:
+        self.pool.topic_error(action.topic_index, action.code, action.message)
+        self.pool.wake_topic_waiters()
+
+    def _partition_available(self, action: actions.PartitionAvailable) -> None:
+        self.pool.partition_available(action.partition_index, action.available)
+
+    def _resolve(self, action: actions.Resolve) -> None:
+        self.resolver.submit(action.node_id, action.host, action.port)
+
+    def _connect(self, action: actions.Connect) -> None:
+        self.connections.connect(action)
+
+    def _close(self, action: actions.Close) -> None:
+        self.connections.close(action.conn)
+
+    def _request(self, action: actions.Request) -> None:
+        buffers, size = codec.encode_request(action, self.config.client_id)
+        self.connections.send(
+            action.conn,
+            action.correlation_id,
+            action.api_key,
+            action.api_version,
+            buffers,
+            size,
+        )
+
+    def _send_produce(self, action: actions.SendProduce) -> None:
+        buffers, size = self.produce.encode(action)
+        self.connections.send(
+            action.conn,
+            action.correlation_id,
+            codec.PRODUCE,
+            action.api_version,
+            buffers,
+            size,
+            answered=action.acks != 0,
+        )
+
+    def _exit(self, action: actions.Exit) -> None:
+        self.exit_why = action.why
+
+    # --- workers
+
+    def worker_joined(self, worker: Worker) -> None:
+        """A worker was welcomed."""
+        self.workers.add(worker)
+        self.counters.worker_joined_total += 1
+        self.report(actions.WorkerJoined(worker.owner))
+
+    def worker_gone(self, worker: Worker, *, died: bool) -> None:
+        """A worker left or died. The order matters:
+
+        1. The pool learns that the owner id will append nothing more, so that from here on an
+           empty batch of it may be sealed.
+        2. Every batch it linked is found and reported, so that what it committed is sent.
+        3. Only then is what it had claimed but not linked given back.
+        """
+        self.workers.remove(worker)
+        self.forget_pipe(worker.pipe)
+        if died:
+            self.counters.worker_died_total += 1
+        else:
+            self.counters.worker_left_total += 1
+        self.pool.owner_alive(worker.owner, False)
+        self.feed_all(self.store.collect_all())
+        self.counters.slots_reaped_total += self.pool.reap(worker.owner)
+        self.counters.batches_quarantined = left = self.pool.retry_quarantine()
+        self.store.quarantined = left > 0
+        self.report(actions.WorkerGone(worker.owner))
+
+    def free_owner(self) -> int:
+        """An owner id for a new worker, or 0."""
+        for owner in list(self.workers.retired):
+            if self.pool.owner_reusable(owner):
+                del self.workers.retired[owner]
+        return self.workers.free_owner()
+
+    # --- counters and the end
+
+    def publish_counters(self) -> None:
+        """Copy the counters to shared memory, where anybody attached can read them."""
+        self._published_ns = self.now_ns
+        counters = self.counters
+        counters.buffer_total_bytes = self.config.slots * 16384
+        counters.buffer_available_bytes = self.pool.free_slots() * 16384
+        counters.waiting_threads = self.pool.waiters()
+        counters.batches_incomplete = len(self.machine.delivery.aging)
+        counters.batches_unreleased = self.machine.delivery.unreleased
+        counters.completion_backlog_bytes = self.workers.backlog_bytes()
+        age_ns = self.now_ns - self.machine.metadata.succeeded_ns
+        counters.metadata_age_ms = max(0, age_ns) // 1_000_000
+        counters.requests_in_flight = self.machine.nodes.requests_in_flight()
+        page = self.pool.counters
+        for place, attribute in enumerate(_ATTRIBUTES):
+            page[place] = getattr(counters, attribute)
+
+    def counter_values(self) -> dict[str, int]:
+        """The counters by their published names."""
+        return {
+            name: getattr(self.counters, attribute)
+            for name, attribute in zip(counter_names.NAMES, _ATTRIBUTES, strict=True)
+        }
+
+    def abort(self) -> None:
+        """After a crash: tell every worker what is certain about its records."""
+        told = tell_everybody(self.machine, self.store, self.workers, self.pool)
+        _LOG.error("%d batches were failed", told)
+
+    def close(self) -> None:
+        """Close sockets and threads; the pool's views are let go of."""
+        self.connections.close_all()
+        self.resolver.close()
+        if self.store.compressor is not None:
+            self.store.compressor.close()
+        for batch in list(self.machine.delivery.aging):
+            batch.body = None
+        self.machine.delivery.aging.clear()
+        self._payload.release()
+
+
+_ATTRIBUTES: Final = tuple(name.replace("-", "_") for name in counter_names.NAMES)

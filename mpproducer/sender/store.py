@@ -1,0 +1,200 @@
+"""Shared memory as the loop uses it: finding new batches, freezing, compressing, giving back.
+
+The machine knows batches; `Pool` knows slots. This is the only place where the two meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from mpproducer.sender import actions, codec
+from mpproducer.sender.actions import Event
+from mpproducer.sender.batch import ProducerBatch
+from mpproducer.sender.compressor import Compressor
+
+if TYPE_CHECKING:
+    from mpproducer.config import Config
+    from mpproducer.sender.counters import Counters
+
+# A worker that compresses its own batch is left alone this long; then the sender does it.
+_WORKER_COMPRESSES_NS: Final = 20_000_000
+
+
+class PoolLike(Protocol):
+    """The part of `_core.native.Pool` this module uses."""
+
+    def dirty(self) -> list[int]: ...
+    def all_open(self) -> list[int]: ...
+    def new_batches(self, partition_index: int, /) -> list[tuple[int, int]]: ...
+    def peek(self, slot: int, /) -> tuple[bool, int, int, int]: ...
+    def seal(self, slot: int, /) -> bool: ...
+    def walk(
+        self, slot: int, /
+    ) -> tuple[int, int, int, int, tuple[int, ...], list[tuple[int, int]]]: ...
+    def release(self, slot: int, /) -> bool: ...
+    def compressed(self, slot: int, /) -> tuple[str, int, list[tuple[int, int]]]: ...
+    def take_compression(self, slot: int, /) -> bool: ...
+
+
+class Store:
+    """The batches of one pool, partition by partition."""
+
+    def __init__(
+        self,
+        config: Config,
+        pool: PoolLike,
+        payload: memoryview,
+        corrupt_error: type[Exception],
+        counters: Counters,
+        wake: Callable[[], None],
+    ) -> None:
+        self._pool = pool
+        self._payload = payload
+        self._corrupt_error = corrupt_error
+        self._counters = counters
+        self._codec = config.compression_type
+        self._level = config.compression_level
+        self._batch_size = config.batch_size
+        self._newest: dict[int, int] = {}  # partition index -> head slot reported, not sealed
+        self._unborn: dict[int, tuple[int, int]] = {}  # linked, but no record yet
+        self._busy: dict[ProducerBatch, int] = {}  # compressed by a worker -> since when
+        self._freed_early: dict[ProducerBatch, None] = {}
+        self.quarantined = False
+        self.compressor: Compressor | None = None
+        if self._codec != "none":
+            self.compressor = Compressor(self._compress_pieces, wake)
+
+    # --- finding
+
+    def collect(self) -> list[Event]:
+        """What workers announced since the last call."""
+        events: list[Event] = []
+        for index in self._pool.dirty():
+            self._look(index, events)
+        return events
+
+    def collect_all(self) -> list[Event]:
+        """Look at every partition ever used: a worker may have died, or stopped, between its
+        commit and its announcement."""
+        events: list[Event] = []
+        for index in self._pool.all_open():
+            self._look(index, events)
+        return events
+
+    def _look(self, index: int, events: list[Event]) -> None:
+        pool = self._pool
+        fresh = pool.new_batches(index)
+        unborn = self._unborn.pop(index, None)
+        if unborn is not None:
+            fresh = [unborn, *fresh]
+        newest = self._newest.get(index)
+        if not fresh:
+            if newest is not None and pool.peek(newest)[0]:
+                del self._newest[index]
+                events.append(actions.BatchFull(newest))
+            return
+        if newest is not None:
+            # A newer batch exists: the older one is sealed, or nobody will add to it.
+            del self._newest[index]
+            events.append(actions.BatchFull(newest))
+        last = len(fresh) - 1
+        for place, (seq, slot) in enumerate(fresh):
+            sealed, records, _, _ = pool.peek(slot)
+            if not records and not sealed and place == last:
+                self._unborn[index] = (seq, slot)
+                return
+            events.append(actions.BatchOpened(index, seq, slot))
+            if sealed or place < last:
+                events.append(actions.BatchFull(slot))
+            else:
+                self._newest[index] = slot
+
+    # --- freezing
+
+    def seal(self, batch: ProducerBatch) -> Event:
+        """Freeze the batch and check every record in it."""
+        pool = self._pool
+        slot = batch.slot
+        if not pool.seal(slot):
+            return actions.BatchEmpty(batch)
+        if self._newest.get(batch.partition.index) == slot:
+            del self._newest[batch.partition.index]
+        try:
+            records, size, base_ms, max_ms, participants, spans = pool.walk(slot)
+        except self._corrupt_error as error:
+            return actions.BatchCorrupt(batch, str(error), pool.peek(slot)[1])
+        batch.body = codec.Body(self._views(spans), size)
+        return actions.BatchSealed(batch, records, size, base_ms, max_ms, participants)
+
+    def _views(self, spans: list[tuple[int, int]]) -> list[memoryview]:
+        payload = self._payload
+        return [payload[offset : offset + length] for offset, length in spans]
+
+    def verify(self, batch: ProducerBatch) -> Event | None:
+        """After a CRC error: did the bytes change since they were first sent?"""
+        if batch.body is None or codec.unchanged(batch):
+            return None
+        return actions.BatchCorrupt(batch, "the batch changed in memory after it was sent")
+
+    def split(self, action: actions.Split) -> Event:
+        """Re-encode the records privately, in pieces; the shared memory can go afterwards."""
+        batch = action.batch
+        parts = codec.split(batch, action.limit_bytes, self._codec, self._level)
+        return actions.SplitDone(batch, parts)
+
+    # --- compression
+
+    def compress(self, batch: ProducerBatch, now_ns: int) -> Event | None:
+        """Take the stream a worker made, or have one made."""
+        state, size, spans = self._pool.compressed(batch.slot)
+        if state == "done":
+            return self._compressed(batch, self._views(spans), size)
+        if state == "busy":
+            self._busy[batch] = now_ns
+            return None
+        self._submit(batch)
+        return None
+
+    def _submit(self, batch: ProducerBatch) -> None:
+        if self.compressor is not None:
+            self.compressor.submit(batch, batch.body.pieces)
+
+    def _compress_pieces(self, pieces: Any) -> bytes:
+        return codec.compress(self._codec, self._level, pieces)
+
+    def _compressed(self, batch: ProducerBatch, pieces: list[Any], size: int) -> Event:
+        batch.body = codec.Body(pieces, size, self._codec)
+        return actions.Compressed(batch, size)
+
+    def compression_done(self, now_ns: int) -> list[Event]:
+        """Streams finished by our threads or by workers since the last call."""
+        events: list[Event] = []
+        if self.compressor is not None and self.compressor.pending:
+            for done in self.compressor.take():
+                if done.error is not None:
+                    raise done.error
+                events.append(self._compressed(done.subject, [done.data], len(done.data)))
+        for batch, since_ns in list(self._busy.items()):
+            state, size, spans = self._pool.compressed(batch.slot)
+            if state == "done":
+                del self._busy[batch]
+                events.append(self._compressed(batch, self._views(spans), size))
+            elif state != "busy" or now_ns - since_ns > _WORKER_COMPRESSES_NS:
+                # False: it finished just now, and the next call finds its output.
+                if state != "busy" or self._pool.take_compression(batch.slot):
+                    del self._busy[batch]
+                    self._submit(batch)
+        return events
+
+    def waits_for_worker(self) -> bool:
+        """A worker compresses a batch we want: look again soon."""
+        return bool(self._busy)
+
+    # --- giving back
+
+    def release(self, batch: ProducerBatch) -> None:
+        """Give the batch's slots back; parts of a split batch have none."""
+        batch.body = None
+        if batch.slot >= 0 and not self._pool.release(batch.slot):
+            self.quarantined = True

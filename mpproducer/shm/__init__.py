@@ -1,0 +1,1 @@
+"""What workers and the sender share: segments, control messages, frames, rendezvous."""

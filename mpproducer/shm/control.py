@@ -1,0 +1,126 @@
+"""Control messages between worker and sender: a u32 length and a JSON object, over a Unix socket.
+
+Small and rare (attach, a new topic, flush, detach); records and completions never come this way.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import struct
+import time
+from typing import Any
+
+from mpproducer.errors import SenderError
+
+Message = dict[str, Any]
+
+MAX_MESSAGE_BYTES = 1 << 20
+MAX_FDS = 8
+_LENGTH = struct.Struct("<I")
+_CREDENTIALS = struct.Struct("3i")
+
+
+class ControlError(SenderError):
+    """The other side of the control socket sent something that is no control message."""
+
+
+def encode(message: Message) -> bytes:
+    """Return the message as it goes over the socket."""
+    body = json.dumps(message, separators=(",", ":")).encode()
+    if len(body) > MAX_MESSAGE_BYTES:
+        raise ControlError(f"a control message of {len(body)} bytes exceeds {MAX_MESSAGE_BYTES}")
+    return _LENGTH.pack(len(body)) + body
+
+
+class Decoder:
+    """Turns received bytes into messages; keeps an incomplete one, never more than 1 MiB of it."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[Message]:
+        """Add bytes, return the messages that are complete by now. Raises ControlError."""
+        self._buffer += data
+        messages: list[Message] = []
+        while len(self._buffer) >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer)
+            if length > MAX_MESSAGE_BYTES:
+                raise ControlError(f"a control message claims {length} bytes")
+            if len(self._buffer) < _LENGTH.size + length:
+                break
+            body = bytes(self._buffer[_LENGTH.size : _LENGTH.size + length])
+            del self._buffer[: _LENGTH.size + length]
+            messages.append(_parse(body))
+        return messages
+
+
+def _parse(body: bytes) -> Message:
+    try:
+        message = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ControlError("a control message is not JSON") from error
+    if not isinstance(message, dict) or not isinstance(message.get("type"), str):
+        raise ControlError("a control message is not an object with a type")
+    return message
+
+
+def _wait(sock: socket.socket, events: int, deadline_ns: int) -> None:
+    poller = select.poll()
+    poller.register(sock, events)
+    left_ms = (deadline_ns - time.monotonic_ns()) / 1e6
+    if left_ms <= 0 or not poller.poll(left_ms):
+        raise TimeoutError("the control socket did not answer in time")
+
+
+def send_with_fds(
+    sock: socket.socket, message: Message, fds: list[int], deadline_ns: int
+) -> None:
+    """Send one message, with descriptors if any, on a non-blocking socket.
+
+    Raises TimeoutError at the deadline (CLOCK_MONOTONIC ns), OSError when the peer is gone.
+    """
+    data = memoryview(encode(message))
+    while data:
+        try:
+            sent = socket.send_fds(sock, [data], fds) if fds else sock.send(data)
+        except BlockingIOError:
+            _wait(sock, select.POLLOUT, deadline_ns)
+            continue
+        fds = []
+        data = data[sent:]
+
+
+def recv_with_fds(sock: socket.socket, deadline_ns: int) -> tuple[Message, list[int]]:
+    """Receive one message and the descriptors that came with it.
+
+    Raises TimeoutError at the deadline, ConnectionError at EOF, ControlError for nonsense. The
+    caller owns the descriptors.
+    """
+    decoder = Decoder()
+    fds: list[int] = []
+    try:
+        while True:
+            try:
+                data, more, _flags, _address = socket.recv_fds(sock, 65536, MAX_FDS)
+            except BlockingIOError:
+                _wait(sock, select.POLLIN, deadline_ns)
+                continue
+            fds += more
+            if not data:
+                raise ConnectionError("the control socket was closed")
+            messages = decoder.feed(data)
+            if messages:
+                return messages[0], fds
+    except BaseException:
+        for fd in fds:
+            socket.close(fd)
+        raise
+
+
+def peer_credentials(sock: socket.socket) -> tuple[int, int, int]:
+    """Return (pid, uid, gid) of the process at the other end (SO_PEERCRED)."""
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, gid = _CREDENTIALS.unpack(raw)
+    return pid, uid, gid

@@ -1,0 +1,105 @@
+"""Where the processes of a host find the one sender of a configuration.
+
+`<root>/<hash of the sender's configuration>/` holds `socket`, `start.lock` (held by the worker
+that starts a sender), `sender.lock` (held by the sender for its life) and `sender.log`. The root
+depends on the uid alone, never on cwd, HOME, TMPDIR or XDG variables, or one host would get
+several senders. Only our own uid may reach into it (0700, checked, no symlink).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import stat
+import time
+from pathlib import Path
+
+from mpproducer.errors import SenderStartFailed
+
+RUNTIME_DIR_VARIABLE = "MPPRODUCER_RUNTIME_DIR"
+MAX_SOCKET_PATH_BYTES = 107
+
+
+class Rendezvous:
+    """The folder of one sender configuration. A value: holds no descriptor."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.socket = folder / "socket"
+        self.start_lock = folder / "start.lock"
+        self.sender_lock = folder / "sender.lock"
+        self.log = folder / "sender.log"
+
+    @classmethod
+    def of(cls, sender_key: str, runtime_dir: str | None) -> Rendezvous:
+        """Return the rendezvous of a configuration (`Config.sender_key()`); creates nothing."""
+        root = runtime_dir or os.environ.get(RUNTIME_DIR_VARIABLE)
+        base = Path(root) if root else Path(f"/tmp/mpproducer-{os.getuid()}")  # noqa: S108
+        digest = hashlib.sha256(sender_key.encode()).hexdigest()[:16]
+        found = cls(base.absolute() / digest)
+        if len(os.fsencode(found.socket)) > MAX_SOCKET_PATH_BYTES:
+            raise SenderStartFailed(
+                f"{found.socket} is too long for a Unix socket (at most {MAX_SOCKET_PATH_BYTES} "
+                f"bytes); choose a shorter runtime_dir"
+            )
+        return found
+
+    def create(self) -> None:
+        """Make the folder, or check that what is there is ours alone. Raises SenderStartFailed."""
+        for folder in (self.folder.parent, self.folder):
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir(mode=0o700)
+            _check_private(folder)
+
+    def remove(self) -> None:
+        """Remove everything; the caller holds `sender.lock`, or knows that no sender lives."""
+        for path in (self.socket, self.log, self.start_lock, self.sender_lock):
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+        for folder in (self.folder, self.folder.parent):
+            # Another rendezvous may live in the parent, or a worker may just start here anew.
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def _check_private(folder: Path) -> None:
+    found = os.lstat(folder)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise SenderStartFailed(
+            f"{folder} is not a directory of this user; remove it, or set runtime_dir"
+        )
+    if found.st_mode & 0o077:
+        raise SenderStartFailed(
+            f"{folder} is open to other users (mode {stat.S_IMODE(found.st_mode):o}); "
+            f"chmod 700 it, or set runtime_dir"
+        )
+
+
+def lock(path: Path, deadline_ns: int | None) -> int | None:
+    """Take an exclusive flock on `path`, creating it; returns its descriptor.
+
+    With a deadline of None the lock is tried once. Returns None when it is held by another process
+    until the deadline. Closing the descriptor gives the lock back.
+
+    1. A waits for the lock on inode 1, held by the sender.
+    2. The sender removes the file and ends: A now holds a lock that nobody else can see.
+    3. So the path is compared with the locked inode afterwards, and the attempt repeated.
+    """
+    pause_s = 0.001
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            if deadline_ns is None or time.monotonic_ns() >= deadline_ns:
+                return None
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 2, 0.02)
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(fd), os.stat(path)):
+                return fd
+        os.close(fd)

@@ -1,0 +1,162 @@
+"""The codecs of a record batch, as Java's consumer reads them: one stream per batch.
+
+Libraries are imported with their first use: a process pays only for the codec it has.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Sequence
+from typing import Final
+
+from mpproducer.wire.codec import Buffer, ProtocolError
+
+XERIAL_MAGIC: Final = b"\x82SNAPPY\0"
+_XERIAL_HEADER: Final = XERIAL_MAGIC + struct.pack(">ii", 1, 1)
+_XERIAL_BLOCK_BYTES: Final = 32 * 1024
+_GZIP_WINDOW: Final = 16 + zlib.MAX_WBITS
+_LZ4_FAST: Final = 9
+"""Java's default level 9 is its fast compressor; every other level is the high-compression one."""
+
+
+def compress(codec: str, level: int | None, pieces: Sequence[Buffer]) -> bytes:
+    """Return one compressed stream of all pieces in order.
+
+    `level` is the codec's own, None or gzip's -1 for the default. Thread-safe; the libraries
+    release the GIL on large pieces.
+    """
+    if codec == "gzip":
+        return _gzip(level, pieces)
+    if codec == "snappy":
+        return _snappy(pieces)
+    if codec == "lz4":
+        return _lz4(level, pieces)
+    if codec == "zstd":
+        return _zstd(level, pieces)
+    raise ValueError(f"there is no codec {codec!r}")
+
+
+def _gzip(level: int | None, pieces: Sequence[Buffer]) -> bytes:
+    packer = zlib.compressobj(-1 if level is None else level, zlib.DEFLATED, _GZIP_WINDOW)
+    return b"".join((*map(packer.compress, pieces), packer.flush()))
+
+
+def _snappy(pieces: Sequence[Buffer]) -> bytes:
+    """Xerial framing: Java reads snappy no other way without guessing."""
+    from cramjam import snappy
+
+    out = [_XERIAL_HEADER]
+    for block in _blocks(pieces, _XERIAL_BLOCK_BYTES):
+        packed = bytes(snappy.compress_raw(block))
+        out += (struct.pack(">i", len(packed)), packed)
+    return b"".join(out)
+
+
+def _blocks(pieces: Sequence[Buffer], size_bytes: int) -> list[bytes]:
+    """Cut the pieces into blocks of a fixed size, the last one shorter."""
+    blocks: list[bytes] = []
+    kept = b""
+    for piece in pieces:
+        view = memoryview(piece)
+        if kept:
+            need = size_bytes - len(kept)
+            kept += bytes(view[:need])
+            view = view[need:]
+            if len(kept) < size_bytes:
+                continue
+            blocks.append(kept)
+            kept = b""
+        whole = len(view) // size_bytes * size_bytes
+        blocks += [bytes(view[at : at + size_bytes]) for at in range(0, whole, size_bytes)]
+        kept = bytes(view[whole:])
+    if kept or not blocks:
+        blocks.append(kept)
+    return blocks
+
+
+def _lz4(level: int | None, pieces: Sequence[Buffer]) -> bytes:
+    """Independent blocks of 64 KiB, no content size or checksum: Java refuses anything else."""
+    import lz4.frame
+
+    packer = lz4.frame.LZ4FrameCompressor(
+        block_size=lz4.frame.BLOCKSIZE_MAX64KB,
+        block_linked=False,
+        compression_level=0 if level in (None, _LZ4_FAST) else level,
+        content_checksum=False,
+        auto_flush=False,
+    )
+    out = [packer.begin()]
+    out += [packer.compress(piece) for piece in pieces]
+    out.append(packer.flush())
+    return b"".join(out)
+
+
+def _zstd(level: int | None, pieces: Sequence[Buffer]) -> bytes:
+    import zstandard
+
+    packer = zstandard.ZstdCompressor(
+        level=3 if level is None else level, write_content_size=False
+    ).compressobj()
+    return b"".join((*map(packer.compress, pieces), packer.flush()))
+
+
+def decompress(codec: str, data: Buffer, max_bytes: int) -> bytes:
+    """Return the uncompressed bytes. Raises ProtocolError when damaged or beyond `max_bytes`."""
+    unpack = {"gzip": _gunzip, "snappy": _unsnappy, "lz4": _unlz4, "zstd": _unzstd}.get(codec)
+    if unpack is None:
+        raise ProtocolError(f"there is no codec {codec!r}")
+    try:
+        result = unpack(data, max_bytes)
+    except ProtocolError:
+        raise
+    except Exception as error:  # noqa: BLE001 - each library has its own error types
+        raise ProtocolError(f"damaged {codec} data: {error}") from error
+    if len(result) > max_bytes:
+        raise ProtocolError(f"{codec} data grows beyond {max_bytes} bytes")
+    return result
+
+
+def _gunzip(data: Buffer, max_bytes: int) -> bytes:
+    unpacker = zlib.decompressobj(_GZIP_WINDOW)
+    result = unpacker.decompress(data, max_bytes + 1)
+    if not unpacker.eof and len(result) <= max_bytes:
+        raise ProtocolError("gzip data ends early")
+    return result
+
+
+def _unsnappy(data: Buffer, max_bytes: int) -> bytes:
+    from cramjam import snappy
+
+    view = memoryview(data)
+    if bytes(view[:8]) != XERIAL_MAGIC:
+        return bytes(snappy.decompress_raw(view))
+    out: list[bytes] = []
+    at, total = len(_XERIAL_HEADER), 0
+    while at < len(view):
+        (size,) = struct.unpack_from(">i", view, at)
+        if size < 0 or size > len(view) - at - 4:
+            raise ProtocolError(f"a snappy block claims {size} bytes")
+        out.append(bytes(snappy.decompress_raw(view[at + 4 : at + 4 + size])))
+        total += len(out[-1])
+        if total > max_bytes:
+            break
+        at += 4 + size
+    return b"".join(out)
+
+
+def _unlz4(data: Buffer, max_bytes: int) -> bytes:
+    import lz4.frame
+
+    unpacker = lz4.frame.LZ4FrameDecompressor()
+    result = bytes(unpacker.decompress(data, max_length=max_bytes + 1))
+    if not unpacker.eof and len(result) <= max_bytes:
+        raise ProtocolError("lz4 data ends early")
+    return result
+
+
+def _unzstd(data: Buffer, max_bytes: int) -> bytes:
+    import zstandard
+
+    reader = zstandard.ZstdDecompressor().stream_reader(bytes(data), read_across_frames=True)
+    return bytes(reader.read(max_bytes + 1))

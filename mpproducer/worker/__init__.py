@@ -1,0 +1,1 @@
+"""The worker's side beside the C core: attaching, starting the sender, topics, completions."""

@@ -1,0 +1,333 @@
+"""One attachment per process and rendezvous, whatever the number of `Producer` objects (D15).
+
+A pickled producer is a new object in every task and garbage right after, so the attachment
+belongs to the process: it is found here by its rendezvous, made under a lock, and lives until the
+process detaches, exits, or its sender dies. After a fork the child starts with an empty table.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from mpproducer._core import native
+from mpproducer.config import Config
+from mpproducer.errors import KafkaError, SenderError, SenderStartFailed, SenderVersionMismatch
+from mpproducer.shm import control
+from mpproducer.shm.rendezvous import Rendezvous, lock
+from mpproducer.version import __version__
+from mpproducer.worker.start import start_sender
+
+_LOG = logging.getLogger("mpproducer.worker")
+
+NS = 1_000_000_000
+FLUSH_MARGIN_NS = NS
+
+
+@dataclass
+class Link:
+    """The attachment of this process to one sender, with its control socket."""
+
+    place: Rendezvous
+    config: Config
+    attachment: native.Attachment
+    sock: socket.socket
+    sender_pid: int
+    send_lock: threading.Lock = field(default_factory=threading.Lock)
+    handles: int = 0
+    """Open `Producer` objects that named this link and did not close."""
+
+    def tell(self, message: control.Message, deadline_ns: int) -> None:
+        """Send a control message. Raises SenderError when the sender is gone or silent."""
+        with self.send_lock:
+            try:
+                control.send_with_fds(self.sock, message, [], deadline_ns)
+            except (OSError, TimeoutError) as error:
+                raise SenderError(f"the host's sender does not answer: {error}") from error
+
+    def usable(self) -> bool:
+        """Whether records can still be appended through this link."""
+        return not self.attachment.closed and not self.attachment.sender_dead
+
+    def flush(self, deadline_ns: int) -> int:
+        """Have everything sealed and wait for this process's records; returns pending batches."""
+        pending = self.attachment.pending_ids()
+        if not pending:
+            return 0
+        with contextlib.suppress(SenderError):
+            # A dead sender resolves what is pending by itself, at the next read of the pipe.
+            self.tell({"type": "flush"}, deadline_ns)
+        return self.attachment.wait_for(pending, deadline_ns)
+
+    def detach(self) -> None:
+        """Leave cleanly: no further append under this owner id; the sender delivers the rest."""
+        self.attachment.drain()
+        self.attachment.close()
+        with contextlib.suppress(SenderError):
+            self.tell({"type": "bye"}, time.monotonic_ns() + NS)
+        self.sock.close()
+
+
+class _Table:
+    """The links of this process. All methods are thread-safe."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.lock = threading.RLock()
+        self.links: dict[str, Link] = {}
+
+    def forget(self) -> None:
+        """In a forked child: give up what was inherited, without touching anything shared."""
+        inherited = list(self.links.values())
+        self.__init__()  # type: ignore[misc]  # fresh locks: the old ones may be held for ever
+        for link in inherited:
+            link.attachment.forget()
+            link.sock.close()
+
+
+_table = _Table()
+_exit_registered = False
+_link_hooks: list[Callable[[Link], None]] = []
+
+
+def on_link(hook: Callable[[Link], None]) -> None:
+    """Have `hook` called with every new link (the producer installs its compressor so)."""
+    _link_hooks.append(hook)
+
+
+def find(place: Rendezvous) -> Link | None:
+    """Return the usable link of this process to a rendezvous, if there is one."""
+    with _table.lock:
+        link = _table.links.get(str(place.folder))
+        return link if link is not None and link.usable() else None
+
+
+def link_of(attachment: native.Attachment) -> Link | None:
+    """Return the link that an attachment belongs to."""
+    with _table.lock:
+        for link in _table.links.values():
+            if link.attachment is attachment:
+                return link
+    return None
+
+
+def attach(config: Config, place: Rendezvous, deadline_ns: int) -> Link:
+    """Return this process's link, attaching, and starting the host's sender, where needed.
+
+    Thread-safe; one thread of a process attaches, the others wait for it. Raises
+    SenderStartFailed, SenderVersionMismatch or another SenderError by the deadline.
+    """
+    if not _table.lock.acquire(timeout=max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9)):
+        raise SenderStartFailed("another thread of this process is still attaching")
+    try:
+        known = _table.links.get(str(place.folder))
+        if known is not None:
+            if known.usable():
+                return known
+            _drop(known)
+        link = _connect(config, place, deadline_ns)
+        if known is not None:
+            link.handles = known.handles
+        _table.links[str(place.folder)] = link
+        _register_exit()
+        for hook in _link_hooks:
+            hook(link)
+        return link
+    finally:
+        _table.lock.release()
+
+
+def _drop(link: Link) -> None:
+    link.attachment.close()
+    link.sock.close()
+    _table.links.pop(str(link.place.folder), None)
+
+
+def detach(link: Link) -> None:
+    """Detach this process from a sender, if the link still is the current one."""
+    with _table.lock:
+        if _table.links.get(str(link.place.folder)) is link:
+            del _table.links[str(link.place.folder)]
+    link.detach()
+    _remove_leftovers(link)
+
+
+def _connect(config: Config, place: Rendezvous, deadline_ns: int) -> Link:
+    """Connect to the sender of the rendezvous, starting it if there is none.
+
+    Connecting without a lock is the common case. Only who finds nobody takes `start.lock`, looks
+    again, and starts a sender; everybody else finds that one when the lock is free.
+    """
+    start_deadline_ns = min(
+        deadline_ns, time.monotonic_ns() + config.sender_start_timeout_ms * 1_000_000
+    )
+    refused: SenderError | None = None
+    while time.monotonic_ns() < start_deadline_ns or refused is None:
+        place.create()
+        try:
+            link = _try_connect(config, place, start_deadline_ns)
+            if link is None:
+                link = _start_and_connect(config, place, start_deadline_ns)
+        except _Closing as closing:
+            refused = closing
+            time.sleep(0.005)  # the sender of that socket is on its way out
+            continue
+        if link is not None:
+            return link
+        refused = SenderStartFailed("no sender could be reached")
+        if time.monotonic_ns() >= start_deadline_ns:
+            break
+    raise SenderStartFailed(
+        f"no sender for {place.folder} could be reached in time: {refused}"
+    ) from refused
+
+
+def _start_and_connect(config: Config, place: Rendezvous, deadline_ns: int) -> Link | None:
+    try:
+        held = lock(place.start_lock, deadline_ns)
+    except FileNotFoundError:
+        return None  # a sender that ended removed the folder: create it again
+    if held is None:
+        raise SenderStartFailed(f"another process holds {place.start_lock} while starting a sender")
+    try:
+        link = _try_connect(config, place, deadline_ns)
+        if link is not None:
+            return link
+        start_sender(place, config.sender_python, deadline_ns)
+        return _try_connect(config, place, deadline_ns)
+    finally:
+        os.close(held)
+
+
+class _Closing(SenderError):
+    """The sender that was reached is shutting down."""
+
+
+def _try_connect(config: Config, place: Rendezvous, deadline_ns: int) -> Link | None:
+    """Shake hands with the sender of the socket; None when nobody listens there."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    fds: list[int] = []
+    try:
+        sock.setblocking(False)
+        try:
+            sock.connect(str(place.socket))
+        except (FileNotFoundError, ConnectionRefusedError):
+            sock.close()
+            return None
+        except BlockingIOError:
+            raise _Closing("the sender's socket accepts nobody at the moment") from None
+        pid, uid, _gid = control.peer_credentials(sock)
+        if uid != os.getuid():
+            raise SenderStartFailed(f"the sender at {place.socket} belongs to uid {uid}")
+        hello: dict[str, Any] = {
+            "type": "hello",
+            "magic": "mpproducer",
+            "version": __version__,
+            "layout_hash": native.LAYOUT_HASH,
+            "pid": os.getpid(),
+            "config": config.to_wire(),
+        }
+        try:
+            control.send_with_fds(sock, hello, [], deadline_ns)
+            answer, fds = control.recv_with_fds(sock, deadline_ns)
+        except ConnectionError:
+            raise _Closing("the sender ended during the handshake") from None
+        except TimeoutError:
+            raise SenderStartFailed(
+                f"the sender (pid {pid}) took the connection but did not answer in time"
+            ) from None
+        if answer["type"] != "welcome":
+            _raise_refusal(answer)
+        link = Link(place, config, _map(answer, fds), sock, pid)
+    except BaseException:
+        sock.close()
+        for fd in fds:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+        raise
+    return link
+
+
+def _map(answer: control.Message, fds: list[int]) -> native.Attachment:
+    if len(fds) != 4:
+        raise SenderError(f"the sender passed {len(fds)} descriptors, not 4")
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    attachment = native.Attachment(
+        *fds,
+        int(answer["owner"]),
+        int(answer["slots"]),
+        int(answer["max_partitions"]),
+        int(answer["max_topics"]),
+    )
+    fds.clear()  # the attachment owns them now
+    return attachment
+
+
+def _raise_refusal(answer: control.Message) -> None:
+    reason = answer.get("reason")
+    message = str(answer.get("message", "the sender refused this worker"))
+    if reason == "closing":
+        raise _Closing(message)
+    if reason == "version":
+        raise SenderVersionMismatch(message)
+    raise SenderStartFailed(message)
+
+
+def _remove_leftovers(link: Link) -> None:
+    """Remove what a killed sender left: whoever gets both locks knows that none is alive."""
+    if not link.attachment.sender_dead:
+        return
+    held: list[int] = []
+    with contextlib.suppress(OSError):
+        for path in (link.place.start_lock, link.place.sender_lock):
+            fd = lock(path, None)
+            if fd is None:
+                break
+            held.append(fd)
+        if len(held) == 2:
+            link.place.remove()
+    for fd in held:
+        os.close(fd)
+
+
+def _register_exit() -> None:
+    global _exit_registered
+    if not _exit_registered:
+        _exit_registered = True
+        atexit.register(_at_exit)
+
+
+def _at_exit() -> None:
+    """Flush within `close_timeout_ms` and detach. Registered once per process.
+
+    A child that inherited the handler without attaching has an empty table (see `forget`). What is
+    not delivered in time stays in shared memory and is sent by the sender all the same.
+    """
+    if os.getpid() != _table.pid:
+        return
+    for link in list(_table.links.values()):
+        deadline_ns = time.monotonic_ns() + link.config.close_timeout_ms * 1_000_000
+        try:
+            left = link.flush(deadline_ns) if link.usable() else 0
+            if left:
+                _LOG.warning(
+                    "%d batches were not acknowledged within close_timeout_ms=%d; the host's "
+                    "sender goes on delivering them",
+                    left,
+                    link.config.close_timeout_ms,
+                )
+            detach(link)
+        except (KafkaError, OSError, ValueError) as error:
+            _LOG.warning("detaching from the sender failed: %s", error)
+
+
+os.register_at_fork(after_in_child=_table.forget)

@@ -1,0 +1,83 @@
+"""Waiting for a topic: the metadata half of `max_block_ms`.
+
+The sender publishes every topic it knows in the control segment; a worker that does not find its
+topic there asks over the control socket and waits for the directory to change. One deadline covers
+this wait and the wait for memory (KafkaProducer.waitOnMetadata).
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Final
+
+from mpproducer._core import native
+from mpproducer.errors import AuthorizationFailed, InvalidTopic, MetadataTimeout, SenderError
+from mpproducer.worker.attach import Link
+
+_LEGAL: Final = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+_ASK_AGAIN_NS: Final = 1_000_000_000
+_INVALID_TOPIC: Final = 17
+_AUTHORIZATION: Final = (29, 31)
+
+
+def check_name(topic: str) -> None:
+    """Raise InvalidTopic unless Kafka takes the name (org.apache.kafka Topic.validate)."""
+    if not _LEGAL.fullmatch(topic) or topic in (".", ".."):
+        raise InvalidTopic(
+            f"{topic!r} is not a legal topic name: 1 to 249 of the characters a-z A-Z 0-9 . _ -, "
+            "and not . or .."
+        )
+
+
+def wait_ready(
+    link: Link, topic: str, partition: int, deadline_ns: int, max_block_ms: int
+) -> None:
+    """Return once the topic is in the directory and has `partition` (-1: any).
+
+    Raises InvalidTopic, AuthorizationFailed, or MetadataTimeout at the deadline, naming the topic,
+    the partition and the last error the cluster gave. Returns early when the sender died: the
+    caller attaches again.
+    """
+    check_name(topic)
+    attachment = link.attachment
+    asked_ns = 0
+    while link.usable():
+        version = attachment.topic_version()
+        state, count, code, message = attachment.topic(topic)
+        if state == native.TOPIC_READY and partition < count:
+            return
+        if state == native.TOPIC_ERROR:
+            _raise_fatal(topic, code, message)
+        now_ns = time.monotonic_ns()
+        if now_ns >= deadline_ns:
+            raise _timeout(topic, partition, state, count, message, max_block_ms)
+        if now_ns - asked_ns >= _ASK_AGAIN_NS:
+            asked_ns = now_ns
+            try:
+                link.tell({"type": "topic", "name": topic}, deadline_ns)
+            except SenderError:
+                attachment.drain()
+                if link.usable():
+                    raise
+                return
+        attachment.wait_topics(version, min(deadline_ns - now_ns, _ASK_AGAIN_NS))
+
+
+def _raise_fatal(topic: str, code: int, message: str) -> None:
+    if code == _INVALID_TOPIC:
+        raise InvalidTopic(f"the cluster refuses the topic name {topic!r}: {message}", code=code)
+    if code in _AUTHORIZATION:
+        raise AuthorizationFailed(f"no access to topic {topic!r}: {message}", code=code)
+
+
+def _timeout(
+    topic: str, partition: int, state: int, count: int, message: str, max_block_ms: int
+) -> MetadataTimeout:
+    within = f"within max_block_ms={max_block_ms}"
+    if state == native.TOPIC_READY:
+        return MetadataTimeout(
+            f"topic {topic!r} has {count} partitions; partition {partition} did not appear {within}"
+        )
+    cause = f": {message}" if message else "; is a broker reachable, and does the topic exist?"
+    return MetadataTimeout(f"topic {topic!r} did not appear in the metadata {within}{cause}")

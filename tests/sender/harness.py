@@ -1,0 +1,352 @@
+"""Drives a Machine in simulated time against scripted brokers, one event at a time.
+
+The harness answers what the loop answers in the same turn (`Seal`, `Split`, `Verify`,
+`PublishTopic`), keeps every action, and checks the machine's invariants after every event.
+Connections come up and responses come back only when a test says so, or, with `auto` on, at once.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Iterable
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+from mpproducer.config import Config
+from mpproducer.sender import actions as a
+from mpproducer.sender import requests
+from mpproducer.sender.batch import FREE, ProducerBatch
+from mpproducer.sender.inflight import (
+    API_INIT_PRODUCER_ID,
+    API_METADATA,
+    API_PRODUCE,
+    API_VERSIONS,
+)
+from mpproducer.sender.machine import Machine
+from mpproducer.sender.retry import MS
+
+T = TypeVar("T")
+SECOND = 1_000 * MS
+
+
+class Fill:
+    """A batch in the fake shared memory."""
+
+    def __init__(self, records: int, size_bytes: int, owners: tuple[int, ...]) -> None:
+        self.records = records
+        self.size_bytes = size_bytes
+        self.owners = owners
+
+
+class Harness:
+    """A machine, a clock, a cluster and the workers' side of shared memory."""
+
+    def __init__(self, *, seed: int = 1, auto: bool = True, **config: Any) -> None:
+        config.setdefault("bootstrap_servers", "boot:9092")
+        config.setdefault("linger_ms", 0)
+        self.config = Config.from_user(None, config)
+        self.now_ns = 10 * SECOND
+        self.machine = Machine(self.config, random.Random(seed), self.now_ns)
+        self.auto = auto
+        self.log: list[Any] = []
+        self.fills: dict[int, Fill] = {}
+        self.requests: dict[int, deque[Any]] = {}
+        self.conns: dict[int, a.Connect] = {}
+        self.brokers = {0: ("b0", 9092), 1: ("b1", 9092)}
+        self.leaders: dict[str, dict[int, tuple[int, int]]] = {}
+        self.topic_errors: dict[str, int] = {}
+        self.topic_index: dict[str, int] = {}
+        self.next_index = 0
+        self.seqs: dict[int, int] = {}
+        self.slot = 0
+        self.producer_ids = 0
+        self.id_error = 0
+        self.connects_fail = False
+        self.completed: list[tuple[ProducerBatch, a.Outcome]] = []
+        self.released: list[ProducerBatch] = []
+        self.exited = ""
+        self.corrupt: dict[int, str] = {}
+
+    # --- events
+
+    def feed(self, *events: Any) -> list[Any]:
+        """Feed events; returns every action they led to, answers included."""
+        seen: list[Any] = []
+        for event in events:
+            queue = deque([event])
+            while queue:
+                actions = self.machine.on_event(queue.popleft(), self.now_ns)
+                self.log += actions
+                seen += actions
+                answers: list[Any] = []
+                for action in actions:
+                    answers += self.apply(action)
+                queue.extendleft(e for e in reversed(answers) if not isinstance(e, a.Response))
+                # What comes from the network comes after what is answered in the same turn.
+                queue.extend(e for e in answers if isinstance(e, a.Response))
+                if not queue:
+                    self.machine.check_invariants()
+        return seen
+
+    def apply(self, action: Any) -> list[Any]:
+        """Carry an action out; returns the events that answer it in the same turn."""
+        handler = getattr(self, f"_do_{type(action).__name__}", None)
+        return list(handler(action) or ()) if handler else []
+
+    def _do_Seal(self, action: a.Seal) -> list[Any]:
+        batch = action.batch
+        fill = self.fills[batch.slot]
+        if batch.slot in self.corrupt:
+            return [a.BatchCorrupt(batch, self.corrupt[batch.slot], fill.records)]
+        if not fill.records and fill.owners:
+            return [a.BatchEmpty(batch)]
+        return [a.BatchSealed(batch, fill.records, fill.size_bytes, 1_000, 1_000, fill.owners)]
+
+    def _do_Split(self, action: a.Split) -> list[Any]:
+        batch = action.batch
+        half = batch.records // 2
+        size = batch.size_bytes // 2
+        return [
+            a.SplitDone(
+                batch,
+                (
+                    a.Part(0, half, size, 61 + size, 1_000, 1_000, None),
+                    a.Part(half, batch.records - half, size, 61 + size, 1_000, 1_000, None),
+                ),
+            )
+        ]
+
+    def _do_PublishTopic(self, action: a.PublishTopic) -> list[Any]:
+        known = self.topic(action.name)
+        while len(known) < action.partition_count:
+            known.append(self.next_index)
+            self.next_index += 1
+        return [a.TopicPublished(action.name, tuple(known[: action.partition_count]))]
+
+    def topic(self, name: str) -> list[int]:
+        """The partition indices of a topic."""
+        return self._indices.setdefault(name, [])
+
+    @property
+    def _indices(self) -> dict[str, list[int]]:
+        return self.__dict__.setdefault("_index_table", {})
+
+    def _do_Complete(self, action: a.Complete) -> None:
+        for outcome in action.outcomes:
+            self.completed.append((action.batch, outcome))
+
+    def _do_Release(self, action: a.Release) -> None:
+        assert action.batch.memory is FREE
+        assert action.batch not in self.released
+        self.released.append(action.batch)
+
+    def _do_Exit(self, action: a.Exit) -> None:
+        self.exited = action.why
+
+    def _do_Resolve(self, action: a.Resolve) -> list[Any]:
+        if self.auto:
+            return [a.Resolved(action.node_id, action.host, ((action.host, action.port),))]
+        return []
+
+    def _do_Connect(self, action: a.Connect) -> list[Any]:
+        self.conns[action.conn] = action
+        self.requests[action.conn] = deque()
+        if self.auto:
+            if self.connects_fail:
+                return [a.ConnectFailed(action.conn, "refused")]
+            return [a.Connected(action.conn)]
+        return []
+
+    def _do_Close(self, action: a.Close) -> None:
+        self.conns.pop(action.conn, None)
+        self.requests.pop(action.conn, None)
+
+    def _do_Request(self, action: a.Request) -> list[Any]:
+        self.requests[action.conn].append(action)
+        events: list[Any] = [a.Wrote(action.conn, action.correlation_id)]
+        if self.auto:
+            events.append(self.answer_internal(action))
+        return events
+
+    def _do_SendProduce(self, action: a.SendProduce) -> list[Any]:
+        self.requests[action.conn].append(action)
+        return [a.Wrote(action.conn, action.correlation_id)] if self.auto else []
+
+    # --- brokers
+
+    def answer_internal(self, action: a.Request) -> a.Response:
+        """The well-behaved answer to a request that is not Produce."""
+        self.requests[action.conn].remove(action)
+        if action.api_key == API_VERSIONS:
+            message = SimpleNamespace(error_code=0, ranges=dict(requests.SUPPORTED))
+        elif action.api_key == API_METADATA:
+            message = SimpleNamespace(answer=self.metadata(action.message.topics))
+        elif action.api_key == API_INIT_PRODUCER_ID:
+            if not self.id_error:
+                self.producer_ids += 1
+            message = SimpleNamespace(
+                error_code=self.id_error,
+                producer_id=1_000 * self.producer_ids,
+                producer_epoch=0,
+            )
+        else:
+            raise AssertionError(action)
+        message.throttle_time_ms = 0
+        return a.Response(action.conn, action.correlation_id, message)
+
+    def metadata(self, names: Iterable[str]) -> requests.MetadataAnswer:
+        """The cluster as it is now."""
+        topics = []
+        for name in names:
+            if name in self.topic_errors:
+                topics.append(requests.TopicInfo(name, self.topic_errors[name], b"", ()))
+                continue
+            parts = self.leaders.get(name)
+            if parts is None:
+                topics.append(requests.TopicInfo(name, 3, b"", ()))
+                continue
+            topics.append(
+                requests.TopicInfo(
+                    name,
+                    0,
+                    b"id",
+                    tuple(
+                        requests.PartitionInfo(number, 0 if node >= 0 else 5, node, epoch)
+                        for number, (node, epoch) in parts.items()
+                    ),
+                )
+            )
+        brokers = tuple(
+            requests.BrokerInfo(node, host, port) for node, (host, port) in self.brokers.items()
+        )
+        return requests.MetadataAnswer(0, brokers, tuple(topics))
+
+    def produce_requests(self) -> list[a.SendProduce]:
+        """Produce requests that wait for an answer, oldest first."""
+        waiting = [
+            action
+            for queue in self.requests.values()
+            for action in queue
+            if isinstance(action, a.SendProduce)
+        ]
+        return sorted(waiting, key=self.log.index)
+
+    def node_of(self, send: a.SendProduce) -> int:
+        """The broker a request went to."""
+        return self.conns[send.conn].node_id
+
+    def answer(
+        self, send: a.SendProduce, code: int = 0, offset: int = 100, **extra: Any
+    ) -> list[Any]:
+        """Answer a Produce request: the same for every batch in it."""
+        results = [
+            requests.ProduceResult(
+                batch.partition.topic,
+                batch.partition.number,
+                code,
+                offset if not code else -1,
+                -1,
+                extra.get("log_start", 0),
+                extra.get("record_errors", ()),
+                extra.get("message"),
+                extra.get("leader"),
+            )
+            for batch in send.batches
+        ]
+        return self.answer_with(send, results, extra.get("throttle_ms", 0))
+
+    def answer_with(
+        self,
+        send: a.SendProduce,
+        results: list[requests.ProduceResult],
+        throttle_ms: int = 0,
+    ) -> list[Any]:
+        """Answer a Produce request with exactly these results."""
+        queue = self.requests[send.conn]
+        assert queue[0] is send, "responses come in order"
+        queue.popleft()
+        message = SimpleNamespace(results=results, endpoints=(), throttle_time_ms=throttle_ms)
+        return self.feed(a.Response(send.conn, send.correlation_id, message))
+
+    def close(self, conn: int, why: str = "reset") -> list[Any]:
+        """The broker ends a connection."""
+        self.conns.pop(conn, None)
+        self.requests.pop(conn, None)
+        return self.feed(a.Closed(conn, why))
+
+    # --- workers
+
+    def join(self, owner: int = 1) -> None:
+        """A worker attaches."""
+        self.feed(a.WorkerJoined(owner))
+
+    def want(self, name: str, partitions: dict[int, int] | None = None) -> None:
+        """A worker wants a topic; `partitions` maps partition to leader."""
+        if partitions is not None:
+            self.leaders[name] = {number: (node, 1) for number, node in partitions.items()}
+        index = self.topic_index.setdefault(name, len(self.topic_index))
+        self.feed(a.TopicWanted(name, index))
+
+    def open(
+        self,
+        topic: str,
+        partition: int,
+        records: int = 10,
+        size_bytes: int = 1_000,
+        owners: tuple[int, ...] = (1,),
+    ) -> int:
+        """A worker opens a batch; returns its head slot."""
+        index = self.topic(topic)[partition]
+        self.seqs[index] = self.seqs.get(index, 0) + 1
+        self.slot += 1
+        self.fills[self.slot] = Fill(records, size_bytes, owners)
+        self.feed(a.BatchOpened(index, self.seqs[index], self.slot))
+        return self.slot
+
+    def ready(self, partitions: dict[int, int] | None = None, topic: str = "t") -> Harness:
+        """A worker, a topic, metadata, a producer id: everything up to the first batch."""
+        self.join()
+        self.want(topic, partitions or {0: 0})
+        return self
+
+    # --- time
+
+    def tick(self, ms: float = 0) -> list[Any]:
+        """Let time pass at once, then tick."""
+        self.now_ns += int(ms * MS)
+        return self.feed(a.Tick())
+
+    def run_ms(self, ms: float) -> list[Any]:
+        """Let time pass deadline by deadline, as the loop does."""
+        end = self.now_ns + int(ms * MS)
+        seen: list[Any] = []
+        for _ in range(10_000):
+            due = self.machine.next_deadline_ns()
+            if due is None or due > end:
+                break
+            self.now_ns = max(self.now_ns, due)
+            seen += self.feed(a.Tick())
+        else:
+            raise AssertionError("the machine is busy without progress")
+        self.now_ns = end
+        return seen
+
+    # --- what happened
+
+    def outcomes(self) -> list[tuple[a.Kind, int]]:
+        """(kind, code) of everything told so far."""
+        return [(outcome.kind, outcome.code) for _, outcome in self.completed]
+
+    def of(self, kind: type[T], seen: list[Any] | None = None) -> list[T]:
+        """The actions of one kind."""
+        return [
+            action for action in (self.log if seen is None else seen) if isinstance(action, kind)
+        ]
+
+    def partition(self, topic: str, number: int) -> Any:
+        """The machine's partition."""
+        return self.machine.metadata.partitions[self.topic(topic)[number]]
+
+
+__all__ = ["API_PRODUCE", "SECOND", "Harness"]

@@ -1,0 +1,289 @@
+"""Which batch goes where and when (behaviours A*, K*, S4, S31, S33, S34)."""
+
+from __future__ import annotations
+
+from mpproducer.sender import actions as a
+from mpproducer.sender.batch import IN_FLIGHT, OPEN
+from mpproducer.sender.retry import MS
+from tests.sender.harness import Fill, Harness
+
+
+def _numbers(send: a.SendProduce) -> list[int]:
+    return [batch.partition.number for batch in send.batches]
+
+
+def test_A1_nothing_is_ready_before_linger_and_a_second_batch_makes_the_first_one_full() -> None:
+    h = Harness(linger_ms=5).ready()
+    h.open("t", 0)
+    assert not h.produce_requests()
+    h.open("t", 0)
+    (send,) = h.produce_requests()
+    assert [batch.seq for batch in send.batches] == [1]
+
+
+def test_a_batch_a_worker_has_filled_does_not_linger() -> None:
+    h = Harness(linger_ms=5).ready()
+    slot = h.open("t", 0)
+    h.feed(a.BatchFull(slot))
+    assert len(h.produce_requests()) == 1
+
+
+def test_A3_linger_ends_at_linger_and_not_a_millisecond_earlier() -> None:
+    h = Harness(linger_ms=5).ready()
+    slot = h.open("t", 0, records=1)
+    h.tick(4)
+    assert not h.produce_requests()
+    assert h.machine.next_deadline_ns() == h.now_ns + 1 * MS
+    h.fills[slot].records = 7
+    h.tick(1)
+    (send,) = h.produce_requests()
+    assert send.batches[0].records == 7, "it went on filling until it was drained"
+
+
+def test_open_batches_fill_while_their_node_is_busy_and_are_sealed_at_drain_time() -> None:
+    h = Harness(linger_ms=5, max_in_flight_requests_per_connection=1).ready({0: 0, 1: 0})
+    h.open("t", 0)
+    h.tick(5)
+    slot = h.open("t", 1, records=1)
+    h.tick(50)
+    batch = h.partition("t", 1).queue[0]
+    assert batch.state is OPEN
+    h.fills[slot].records = 99
+    h.answer(h.produce_requests()[0])
+    assert batch.state is IN_FLIGHT
+    assert batch.records == 99
+
+
+def test_A4_a_request_takes_what_fits_and_the_rest_comes_next() -> None:
+    h = Harness(max_request_size=1_000_000, linger_ms=5).ready({n: 0 for n in range(4)})
+    for number in range(4):
+        h.open("t", number, size_bytes=400_000)
+    h.tick(5)
+    assert [_numbers(send) for send in h.produce_requests()] == [[0, 1], [2, 3]]
+
+
+def test_A5_repeated_drains_rotate_and_no_partition_starves() -> None:
+    h = Harness(
+        max_request_size=1_000_000, linger_ms=5, max_in_flight_requests_per_connection=1
+    ).ready({n: 0 for n in range(3)})
+    seen: list[int] = []
+    for number in range(3):
+        h.open("t", number, size_bytes=900_000)
+    h.tick(5)
+    for _ in range(9):
+        (send,) = h.produce_requests()
+        seen += _numbers(send)
+        # The partition that was just drained has more at once, and still waits its turn.
+        h.feed(a.BatchFull(h.open("t", _numbers(send)[0], size_bytes=900_000)))
+        h.answer(send)
+    assert seen == [0, 1, 2] * 3
+
+
+def test_A6_a_batch_larger_than_max_request_size_goes_alone() -> None:
+    h = Harness(max_request_size=100_000, linger_ms=5).ready({0: 0, 1: 0, 2: 0})
+    for number, size in ((0, 1_000), (1, 500_000), (2, 1_000)):
+        h.open("t", number, size_bytes=size)
+    h.tick(5)
+    assert [_numbers(send) for send in h.produce_requests()] == [[0], [1], [2]]
+
+
+def test_at_most_one_batch_of_a_partition_is_in_a_request() -> None:
+    h = Harness(linger_ms=5).ready()
+    for _ in range(4):
+        h.open("t", 0)
+    h.tick(5)
+    for send in h.produce_requests():
+        assert len(send.batches) == 1
+    assert len(h.produce_requests()) == 4
+
+
+def test_A8_the_next_deadline_is_the_shortest_remaining_linger() -> None:
+    h = Harness(linger_ms=10).ready({0: 0, 1: 1, 2: 0})
+    start = h.now_ns
+    h.open("t", 0)
+    h.tick(3)
+    h.open("t", 1)
+    assert h.machine.next_deadline_ns() == start + 10 * MS
+    h.feed(a.BatchFull(h.open("t", 2)))
+    assert h.machine.next_deadline_ns() == start + 10 * MS
+
+
+def test_A9_a_retry_in_backoff_does_not_hold_up_its_node() -> None:
+    h = Harness().ready({0: 0, 1: 0})
+    h.open("t", 0)
+    h.answer(h.produce_requests()[0], 19)
+    h.open("t", 1)
+    assert [_numbers(send) for send in h.produce_requests()] == [[1]]
+    h.run_ms(79)
+    assert len(h.produce_requests()) == 1
+    h.run_ms(42)
+    assert [_numbers(send) for send in h.produce_requests()] == [[1], [0]]
+
+
+def test_A10_after_its_backoff_the_retry_goes_before_newer_batches() -> None:
+    h = Harness().ready()
+    h.open("t", 0)
+    h.answer(h.produce_requests()[0], 19)
+    h.open("t", 0)
+    assert not h.produce_requests()
+    h.run_ms(121)
+    assert [send.batches[0].seq for send in h.produce_requests()] == [1, 2]
+
+
+def test_A11_a_newer_leader_epoch_cancels_the_backoff_once() -> None:
+    h = Harness(retry_backoff_ms=10_000, retry_backoff_max_ms=10_000).ready({0: 0})
+    h.open("t", 0)
+    h.answer(h.produce_requests()[0], 19)
+    partition = h.partition("t", 0)
+    metadata = h.machine.metadata
+    metadata.set_leader(partition, 1, 1)
+    h.feed(a.Tick())
+    assert not h.produce_requests(), "same epoch: no reason to hurry"
+    metadata.set_leader(partition, 1, 2)
+    h.feed(a.Tick())
+    (send,) = h.produce_requests()
+    assert h.node_of(send) == 1
+    h.answer(send, 19)
+    h.feed(a.Tick())
+    assert not h.produce_requests(), "the change was seen in an earlier attempt"
+
+
+def test_A12_flush_makes_everything_ready_and_lingering_counts_again_afterwards() -> None:
+    h = Harness(linger_ms=1_000).ready({0: 0, 1: 1})
+    h.open("t", 0)
+    h.open("t", 1)
+    h.feed(a.FlushAsked())
+    assert sorted(_numbers(send)[0] for send in h.produce_requests()) == [0, 1]
+    for send in h.produce_requests():
+        h.answer(send)
+    h.open("t", 0)
+    assert not h.produce_requests()
+    h.tick(1_000)
+    assert len(h.produce_requests()) == 1
+
+
+def test_memory_pressure_ends_lingering() -> None:
+    h = Harness(linger_ms=1_000).ready()
+    h.open("t", 0)
+    h.feed(a.MemoryShort())
+    assert len(h.produce_requests()) == 1
+
+
+def test_A16_a_batch_expires_at_its_creation_plus_delivery_timeout_whatever_linger_says() -> None:
+    h = Harness(linger_ms=5, delivery_timeout_ms=2_000, request_timeout_ms=500)
+    h.connects_fail = True
+    h.join()
+    h.leaders["t"] = {0: (0, 1)}
+    h.connects_fail = False
+    h.want("t")
+    h.machine.nodes.close_all("test", h.now_ns)
+    h.connects_fail = True
+    h.open("t", 0)
+    h.run_ms(1_999)
+    assert not h.completed
+    h.run_ms(1)
+    ((_, outcome),) = h.completed
+    assert outcome.kind is a.Kind.NOT_WRITTEN
+    assert "never been sent" in outcome.message
+    assert len(h.released) == 1
+
+
+def test_A18_expiry_bounds_the_sleep_even_if_linger_is_longer() -> None:
+    h = Harness(linger_ms=50_000, delivery_timeout_ms=60_000, request_timeout_ms=10_000).ready()
+    h.open("t", 0)
+    start = h.now_ns
+    h.partition("t", 0).queue[0].deadline_ns = start + 7 * MS
+    assert h.machine.next_deadline_ns() == start + 7 * MS
+
+
+def test_A24_an_unknown_leader_holds_up_its_partition_only() -> None:
+    h = Harness().ready({0: 0, 1: -1})
+    h.open("t", 1)
+    h.open("t", 0)
+    assert [_numbers(send) for send in h.produce_requests()] == [[0]]
+    h.leaders["t"][1] = (0, 2)
+    h.run_ms(2_000)
+    assert sorted(_numbers(send)[0] for send in h.produce_requests()) == [0, 1]
+
+
+def test_S4_with_one_in_flight_a_partition_is_muted_even_if_its_leader_moves() -> None:
+    h = Harness(max_in_flight_requests_per_connection=1).ready({0: 0})
+    h.open("t", 0)
+    h.open("t", 0)
+    (first,) = h.produce_requests()
+    h.machine.metadata.set_leader(h.partition("t", 0), 1, 2)
+    h.run_ms(100)
+    assert h.produce_requests() == [first]
+    h.answer(first)
+    (second,) = h.produce_requests()
+    assert h.node_of(second) == 1
+
+
+def test_a_new_leader_gets_nothing_until_the_old_one_has_answered() -> None:
+    h = Harness().ready({0: 0})
+    h.open("t", 0)
+    h.open("t", 0)
+    first, second = h.produce_requests()
+    h.machine.metadata.set_leader(h.partition("t", 0), 1, 2)
+    h.open("t", 0)
+    assert len(h.produce_requests()) == 2
+    h.answer(first)
+    assert len(h.produce_requests()) == 1
+    h.answer(second)
+    (third,) = h.produce_requests()
+    assert h.node_of(third) == 1
+
+
+def test_in_flight_limit_holds_per_connection() -> None:
+    h = Harness(max_in_flight_requests_per_connection=3, enable_idempotence=False).ready()
+    for _ in range(10):
+        h.open("t", 0)
+    assert len(h.produce_requests()) == 3
+    h.answer(h.produce_requests()[0])
+    assert len(h.produce_requests()) == 3
+
+
+def test_N6_nothing_is_drained_behind_a_half_written_request() -> None:
+    h = Harness().ready({0: 0, 1: 0})
+    h.auto = False
+    h.open("t", 0)
+    h.open("t", 1)
+    (send,) = h.produce_requests()
+    assert _numbers(send) == [0]
+    h.feed(a.Wrote(send.conn, send.correlation_id))
+    assert len(h.produce_requests()) == 2
+
+
+def test_an_empty_batch_is_left_open_and_asked_again() -> None:
+    h = Harness().ready()
+    slot = h.open("t", 0, records=0)
+    assert not h.produce_requests()
+    assert h.partition("t", 0).queue[0].state is OPEN
+    h.fills[slot].records = 1
+    h.run_ms(2)
+    assert len(h.produce_requests()) == 1
+
+
+def test_an_empty_batch_of_a_dead_worker_is_given_back_and_nobody_is_told() -> None:
+    h = Harness().ready()
+    h.open("t", 0, records=0, owners=())
+    assert not h.completed
+    assert len(h.released) == 1
+    h.open("t", 0)
+    assert len(h.produce_requests()) == 1
+
+
+def test_thousands_of_due_partitions_are_sealed_once_and_sent_together() -> None:
+    h = Harness(linger_ms=5).ready({n: 0 for n in range(3_000)})
+    for number in range(3_000):
+        index = h.topic("t")[number]
+        h.slot += 1
+        h.fills[h.slot] = Fill(1, 50, (1,))
+        for action in h.machine.on_event(a.BatchOpened(index, 1, h.slot), h.now_ns):
+            h.apply(action)
+    sealed_before = len(h.of(a.Seal))
+    h.tick(5)
+    (send,) = h.produce_requests()
+    assert len(send.batches) == 3_000
+    assert len(h.of(a.Seal)) - sealed_before == 3_000
+
