@@ -280,6 +280,12 @@ class Config:
         """Slots of 16 KiB that `buffer_memory` makes."""
         return self.buffer_memory // SLOT_BYTES
 
+    @property
+    def compression_level(self) -> int:
+        """The level of the codec in `compression_type`; 0 where it has none."""
+        level: int = getattr(self, f"compression_{self.compression_type}_level", 0)
+        return level
+
     def __repr__(self) -> str:
         servers_shown = ",".join(show_server(*server) for server in self.bootstrap_servers)
         shown = [f"bootstrap_servers={servers_shown!r}"]

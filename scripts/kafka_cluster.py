@@ -1,15 +1,15 @@
 """A local Apache Kafka for tests and demos: start, stop, look at. Behind `scripts/kafka`.
 
-`start` runs a supervisor in a session of its own, which starts the brokers, says when all of them
-serve, and stays. Everything of a cluster lives in one folder, `<root>/<name>/`:
+Everything of a cluster lives in one folder, `<root>/<name>/`:
 
     lock        flock held by the supervisor for as long as it lives: "is it running?"
+    pid         of the supervisor
     state.json  appears when the cluster serves
     node-N/     configuration, log and data of a broker
 
-Nobody is left behind: brokers die with the supervisor (kernel), the supervisor ends when its
-starter goes away before the cluster serves, on `stop`, or when the process named by --owner-pid
-ends. `MPPRODUCER_BOOTSTRAP` names a cluster to use instead. Standard library only.
+Nobody is left behind: brokers die with the supervisor (see kafka_supervisor.py), and the supervisor
+ends on `stop`, when its starter goes away before the cluster serves, or when the process named by
+--owner-pid ends. `MPPRODUCER_BOOTSTRAP` names a cluster to use instead. Standard library only.
 """
 
 from __future__ import annotations
@@ -27,28 +27,21 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import kafka_jars
 import kafka_node
 import kafka_probe
 from kafka_jars import ClusterError, locked
-from kafka_node import Node, PortTaken
 
-READY_TIMEOUT_S = 120.0
+READY_TIMEOUT_S = 120.0  # the supervisor's own deadline comes first
 STOP_TIMEOUT_S = 20.0
-PORT_ATTEMPTS = 3
 POLL_S = 0.1
 MAX_BROKERS = 9
+SUPERVISOR = Path(__file__).with_name("kafka_supervisor.py")
 
 State = dict[str, Any]
-
-
-class Interrupted(BaseException):
-    """SIGTERM or SIGINT arrived."""
 
 
 def root_folder() -> Path:
@@ -103,44 +96,60 @@ def start(name: str, brokers: int, port: int | None, extra: dict[str, str], owne
     kafka_jars.ensure()
     with locked(folder.with_suffix(".start"), READY_TIMEOUT_S + STOP_TIMEOUT_S):
         if state := status(name):
-            if len(state["nodes"]) != brokers:
-                raise ClusterError(
-                    f"cluster {name!r} already runs with {len(state['nodes'])} brokers, not "
-                    f"{brokers}; stop it first (scripts/kafka stop --name {name})"
-                )
+            _check_same(state, brokers)
             return state
         _clear(folder)
         folder.mkdir(mode=0o700)
         spec = {"name": name, "brokers": brokers, "port": port, "extra": extra, "owner": owner}
-        return _run_supervisor(folder, spec)
+        try:
+            return _run_supervisor(folder, spec)
+        except BaseException:
+            folder.with_suffix(".start").unlink()
+            raise
+
+
+def _check_same(state: State, brokers: int) -> None:
+    way_out = f"stop it first (scripts/kafka stop --name {state['name']})"
+    if len(state["nodes"]) != brokers:
+        raise ClusterError(
+            f"cluster {state['name']!r} already runs with {len(state['nodes'])} brokers, not "
+            f"{brokers}; {way_out}"
+        )
+    dead = [node["id"] for node in state["nodes"] if not _is_node(node)]
+    if dead:
+        raise ClusterError(
+            f"cluster {state['name']!r} already runs, but node {dead[0]} is dead; {way_out}"
+        )
 
 
 def _run_supervisor(folder: Path, spec: dict[str, Any]) -> State:
-    with (folder / "supervisor.log").open("wb") as log:
-        supervisor = subprocess.Popen(  # noqa: S603
-            [sys.executable, __file__, "supervise", json.dumps(spec)],
+    log_path = folder / "supervisor.log"
+    with log_path.open("wb") as log:
+        supervisor = subprocess.Popen(
+            [sys.executable, str(SUPERVISOR), str(folder), json.dumps(spec)],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True,
             start_new_session=True, cwd=folder,
         )  # fmt: skip
     assert supervisor.stdout is not None
+    said: State = {}
     try:
         with supervisor.stdout as pipe:
-            readable, _, _ = select.select([pipe], [], [], READY_TIMEOUT_S + STOP_TIMEOUT_S)
+            readable, _, _ = select.select([pipe], [], [], READY_TIMEOUT_S)
             answer = pipe.readline() if readable else ""
-        if answer:
-            said: State = json.loads(answer)
-            if "error" not in said:
-                return said
-            why = said["error"]
-        else:
-            why = (folder / "supervisor.log").read_text(errors="replace") or "no answer"
-    except BaseException:
-        _end(supervisor.pid, folder)
-        supervisor.wait()
-        raise
-    _end(supervisor.pid, folder)
-    supervisor.wait()
-    raise ClusterError(why)
+        said = json.loads(answer) if answer else {"error": log_path.read_text() or "no answer"}
+    finally:
+        # Reached by KeyboardInterrupt too: a cluster that is not whole leaves nothing behind.
+        if "nodes" not in said:
+            supervisor.terminate()
+            try:
+                supervisor.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                supervisor.kill()
+                supervisor.wait()
+            _clear(folder)
+    if "error" in said:
+        raise ClusterError(said["error"])
+    return said
 
 
 def stop(name: str) -> bool:
@@ -156,7 +165,7 @@ def stop(name: str) -> bool:
 
 
 def _end(supervisor: int, folder: Path) -> None:
-    """Ask the supervisor to end, then make it. Its pid is its own while it holds the lock."""
+    """Ask the supervisor to end, then make it. The pid is its own while the lock is held."""
     deadline = time.monotonic() + STOP_TIMEOUT_S
     with contextlib.suppress(ProcessLookupError):
         os.kill(supervisor, signal.SIGTERM)
@@ -164,7 +173,6 @@ def _end(supervisor: int, folder: Path) -> None:
             time.sleep(0.02)
         if is_running(folder):
             os.kill(supervisor, signal.SIGKILL)
-    _clear(folder)
 
 
 def _clear(folder: Path) -> None:
@@ -231,7 +239,7 @@ def dump(name: str, topic: str, partition: int) -> str:
     for node in _running_state(name)["nodes"]:
         logs = sorted(Path(node["folder"], "data", f"{topic}-{partition}").glob("*.log"))
         if logs:
-            return subprocess.run(  # noqa: S603
+            return subprocess.run(
                 [
                     kafka_jars.java(), "-cp", str(kafka_jars.cache_folder() / "lib" / "*"),
                     "org.apache.kafka.tools.DumpLogSegments", "--deep-iteration",
@@ -241,3 +249,120 @@ def dump(name: str, topic: str, partition: int) -> str:
                 timeout=120,
             ).stdout  # fmt: skip
     raise ClusterError(f"no broker of {name!r} stores {topic}-{partition}")
+
+
+# --- the command
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="scripts/kafka", description=(__doc__ or "").split("\n")[0]
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for verb, text in (
+        ("start", "start a cluster, or find the one running under this name"),
+        ("stop", "stop it and remove everything of it"),
+        ("status", "say whether it serves; exit status 1 when it does not"),
+        ("revive", "start brokers that have died, with their data"),
+        ("signal", "send a signal to one broker"),
+        ("dump", "print what the brokers stored for a partition"),
+        ("prepare", "fetch what start needs, and no more"),
+    ):
+        one = verbs.add_parser(verb, help=text)
+        if verb != "prepare":
+            one.add_argument("--name", default="default", help="several clusters can run at once")
+        if verb == "start":
+            one.add_argument("--brokers", type=int, default=1, choices=range(1, MAX_BROKERS + 1))
+            one.add_argument("--port", type=int, help="of the first broker; default: free ones")
+            one.add_argument("--owner-pid", type=int, default=0, help="stop when this process ends")
+            one.add_argument("--property", action="append", default=[], metavar="NAME=VALUE")
+            one.add_argument("--print", action="store_true", help="print bootstrap servers only")
+        elif verb == "status":
+            one.add_argument("--json", action="store_true")
+        elif verb == "signal":
+            one.add_argument("node", type=int)
+            one.add_argument("signal", choices=("KILL", "STOP", "CONT", "TERM"))
+        elif verb == "dump":
+            one.add_argument("topic")
+            one.add_argument("partition", type=int)
+    return parser
+
+
+def _show(state: State) -> str:
+    return (
+        f"Kafka {state['version']}, {len(state['nodes'])} broker(s), cluster {state['name']!r}: "
+        f"{state['bootstrap']}\n  files: {state['folder']}\n"
+        f"  stop:  scripts/kafka stop --name {state['name']}\n"
+    )
+
+
+def _external() -> State | None:
+    given = os.environ.get("MPPRODUCER_BOOTSTRAP")
+    return {"name": "MPPRODUCER_BOOTSTRAP", "bootstrap": given, "nodes": []} if given else None
+
+
+def _start(arguments: argparse.Namespace) -> str:
+    if external := _external():
+        state = external
+        shown = f"using the cluster of MPPRODUCER_BOOTSTRAP: {state['bootstrap']}\n"
+    else:
+        pairs = [text.partition("=")[::2] for text in arguments.property]
+        state = start(
+            arguments.name, arguments.brokers, arguments.port, dict(pairs), arguments.owner_pid
+        )
+        shown = _show(state)
+    return f"{state['bootstrap']}\n" if arguments.print else shown
+
+
+def _status(arguments: argparse.Namespace) -> str:
+    state = _external() or status(arguments.name)
+    if state is None:
+        if arguments.json:
+            sys.stdout.write("null\n")
+            raise SystemExit(1)
+        raise ClusterError(f"no cluster {arguments.name!r} is running")
+    if arguments.json:
+        return f"{json.dumps(state, indent=1)}\n"
+    return _show(state) if state["nodes"] else f"{state['bootstrap']} (MPPRODUCER_BOOTSTRAP)\n"
+
+
+def _run(arguments: argparse.Namespace) -> str:
+    match arguments.verb:
+        case "start":
+            return _start(arguments)
+        case "status":
+            return _status(arguments)
+        case "stop":
+            was = stop(arguments.name)
+            return f"cluster {arguments.name!r} {'is stopped' if was else 'was not running'}\n"
+        case "revive":
+            return _show(revive(arguments.name))
+        case "signal":
+            number = signal.Signals[f"SIG{arguments.signal}"]
+            send_signal(arguments.name, arguments.node, number)
+        case "dump":
+            return dump(arguments.name, arguments.topic, arguments.partition)
+        case "prepare":
+            kafka_jars.java()
+            kafka_jars.ensure()
+    return ""
+
+
+def _on_signal(number: int, _frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def main() -> None:
+    """Run the command line; one line on stderr and status 1 for what can be expected to fail."""
+    arguments = _parser().parse_args()
+    signal.signal(signal.SIGTERM, _on_signal)  # so that a half-started cluster is cleaned up
+    signal.signal(signal.SIGINT, _on_signal)
+    try:
+        sys.stdout.write(_run(arguments))
+    except ClusterError as error:
+        sys.stderr.write(f"kafka: {error}\n")
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -58,7 +58,7 @@ def java() -> str:
     install = "install it: apt-get install default-jre-headless"
     if found is None:
         raise ToolMissing(f"Java is missing (Kafka {KAFKA_VERSION} needs {MIN_JAVA}); {install}")
-    shown = subprocess.run(  # noqa: S603
+    shown = subprocess.run(
         [found, "-version"], check=False, capture_output=True, text=True, timeout=60
     ).stderr
     match = re.search(r'version "(\d+)', shown)
@@ -103,7 +103,7 @@ def _fetch(folder: Path, lib: Path) -> None:
             maven(), "-q", "-B", "-f", str(work / "pom.xml"), PLUGIN,
             f"-DoutputDirectory={work / 'lib'}", "-DincludeScope=runtime",
         ]  # fmt: skip
-        with subprocess.Popen(  # noqa: S603
+        with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
         ) as process:
             try:
@@ -147,10 +147,15 @@ def locked(path: Path, timeout_s: float) -> Iterator[None]:
                     raise ClusterError(f"{path} stayed locked for {timeout_s:.0f} s")
                 time.sleep(0.05)
             # Its last holder may have removed the file: then this lock protects nothing.
-            with contextlib.suppress(FileNotFoundError):
-                if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
-                    yield
-                    return
+            if _is_still(path, file):
+                yield
+                return
+
+
+def _is_still(path: Path, file: TextIO) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_ino == os.fstat(file.fileno()).st_ino
+    return False
 
 
 def _try_lock(file: TextIO) -> bool:

@@ -62,13 +62,13 @@ class Node:
         settings = self._settings(nodes) | extra
         text = "".join(f"{name}={value}\n" for name, value in settings.items())
         (self.folder / "server.properties").write_text(text)
-        done = subprocess.run(  # noqa: S603
+        done = subprocess.run(
             [
                 *self._java(), "kafka.tools.StorageTool", "format", "-t", CLUSTER_ID,
                 "-c", str(self.folder / "server.properties"),
             ],
             check=False, capture_output=True, text=True, timeout=FORMAT_TIMEOUT_S,
-            preexec_fn=die_with_parent,  # noqa: PLW1509
+            preexec_fn=die_with_parent,
         )  # fmt: skip
         if done.returncode != 0:
             raise ClusterError(f"formatting node {self.id} failed:\n{done.stdout}{done.stderr}")
@@ -76,10 +76,10 @@ class Node:
     def start(self) -> None:
         """Start the broker; its output goes to `log` in its folder."""
         with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(  # noqa: S603
+            self.process = subprocess.Popen(
                 [*self._java(), "kafka.Kafka", str(self.folder / "server.properties")],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder,
-                preexec_fn=die_with_parent,  # noqa: PLW1509
+                preexec_fn=die_with_parent,
             )  # fmt: skip
 
     def serves(self, brokers: int) -> bool:
@@ -166,7 +166,7 @@ def make_nodes(count: int, base_port: int | None, folder: Path) -> list[Node]:
 
 
 def _free_port(taken: set[int]) -> int:
-    for port in random.sample(FREE_PORTS, len(FREE_PORTS)):  # noqa: S311 - not a secret
+    for port in random.sample(FREE_PORTS, len(FREE_PORTS)):
         if port not in taken and _is_free(port):
             taken.add(port)
             return port
@@ -181,5 +181,3 @@ def _is_free(port: int) -> bool:
         except OSError:
             return False
     return True
-
-

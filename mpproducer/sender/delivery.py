@@ -45,6 +45,7 @@ from mpproducer.sender.batch import (
 from mpproducer.sender.error_table import ErrorRow, Step
 from mpproducer.sender.replies import record_outcomes
 from mpproducer.sender.retry import Backoff, Randomness
+from mpproducer.wire.produce import PartitionResult, ProduceResponse
 
 if TYPE_CHECKING:
     from mpproducer.config import Config
@@ -56,8 +57,8 @@ if TYPE_CHECKING:
     from mpproducer.sender.partition import Partition
     from mpproducer.sender.timers import Timers
 
-MISSING: Final = requests.ProduceResult("", -1, 13, -1, -1, -1, (), "no entry in the response")
-_NO_ANSWER: Final = requests.ProduceResult("", -1, 0, -1, -1, -1, (), None)
+MISSING: Final = requests.lost(13, "the response has no entry for this partition")
+_NO_ANSWER: Final = PartitionResult(-1, 0, -1, -1, -1, (), None, None)
 
 
 class Delivery:
@@ -102,29 +103,31 @@ class Delivery:
 
     # --- answers
 
-    def answered(
-        self, request: InFlight, results: list[requests.ProduceResult], now_ns: int
-    ) -> None:
+    def answered(self, request: InFlight, response: ProduceResponse, now_ns: int) -> None:
         """A Produce response: every batch of the request gets its part of it, once.
 
         A batch the response does not mention may be in the log: it is retried. Entries for
         partitions the request did not carry, or a second time, are ignored.
         """
         batches = request.batches
-        counters = self._counters
-        if len(batches) == 1 and len(results) == 1:
-            batch, result = batches[0], results[0]
-            partition = batch.partition
-            if result.partition == partition.number and result.topic == partition.topic:
-                self._one(batch, result, now_ns)
+        topics = response.topics
+        if len(batches) == 1 and len(topics) == 1 and len(topics[0][1]) == 1:
+            result = topics[0][1][0]
+            partition = batches[0].partition
+            if result.partition == partition.number and topics[0][0] == partition.topic:
+                self._one(batches[0], result, now_ns)
                 return
-        waiting = {(b.partition.topic, b.partition.number): b for b in batches}
-        for result in results:
-            found = waiting.pop((result.topic, result.partition), None)
-            if found is None:
-                counters.response_entry_ignored_total += 1
-            else:
-                self._one(found, result, now_ns)
+        counters = self._counters
+        waiting: dict[tuple[str | bytes, int], ProducerBatch] = {
+            (batch.partition.topic, batch.partition.number): batch for batch in batches
+        }
+        for topic, results in topics:
+            for result in results:
+                found = waiting.pop((topic, result.partition), None)
+                if found is None:
+                    counters.response_entry_ignored_total += 1
+                else:
+                    self._one(found, result, now_ns)
         for batch in waiting.values():
             counters.response_entry_missing_total += 1
             self._one(batch, MISSING, now_ns)
@@ -137,14 +140,14 @@ class Delivery:
     def lost(self, request: InFlight, code: int, why: str, now_ns: int) -> None:
         """The connection ended before the response. A request that was not fully written
         cannot have been carried out, so it leaves no doubt behind."""
-        result = requests.ProduceResult("", -1, code, -1, -1, -1, (), why)
+        result = requests.lost(code, why)
         for batch in request.batches:
             self._one(batch, result, now_ns, arrived=request.written)
 
     def _one(
         self,
         batch: ProducerBatch,
-        result: requests.ProduceResult,
+        result: PartitionResult,
         now_ns: int,
         *,
         arrived: bool = True,
@@ -173,7 +176,7 @@ class Delivery:
             self._counters.epoch_bump_total = idempotence.bumps
         self._drain.refresh(partition, now_ns)
 
-    def _acked(self, batch: ProducerBatch, result: requests.ProduceResult) -> None:
+    def _acked(self, batch: ProducerBatch, result: PartitionResult) -> None:
         if batch.base_sequence >= 0:
             self._idempotence.acked(batch, result.base_offset)
         batch.to(ACKED)
@@ -192,7 +195,7 @@ class Delivery:
         self._tell(batch, (outcome,))
         self._free(batch)
 
-    def _late(self, batch: ProducerBatch, code: int, result: requests.ProduceResult) -> None:
+    def _late(self, batch: ProducerBatch, code: int, result: PartitionResult) -> None:
         """The workers were told already; learn what the log has, give the memory back."""
         self._counters.late_response_total += 1
         if code in (error_table.NONE, error_table.DUPLICATE_SEQUENCE_NUMBER):
@@ -200,7 +203,7 @@ class Delivery:
         self._free(batch)
 
     def _refused(
-        self, batch: ProducerBatch, row: ErrorRow, result: requests.ProduceResult, now_ns: int
+        self, batch: ProducerBatch, row: ErrorRow, result: PartitionResult, now_ns: int
     ) -> None:
         """A live batch came back with an error."""
         if row.refresh:

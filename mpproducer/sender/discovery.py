@@ -7,7 +7,7 @@ bootstrap servers are asked again (metadata.recovery.strategy=rebootstrap, KIP-8
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from mpproducer.errors import Reason
 from mpproducer.sender import error_table, requests
@@ -16,6 +16,7 @@ from mpproducer.sender.idempotence import Idempotence, IdState
 from mpproducer.sender.inflight import API_INIT_PRODUCER_ID, API_METADATA, InFlight
 from mpproducer.sender.metadata import Metadata
 from mpproducer.sender.nodes import DISCONNECTED, READY, Node, Nodes
+from mpproducer.sender.requests import Message
 from mpproducer.sender.retry import MS, Backoff, Randomness
 
 if TYPE_CHECKING:
@@ -117,9 +118,9 @@ class Discovery:
         message = requests.metadata(names, self._auto_create)
         self._nodes.send(node, API_METADATA, version, message, now_ns)
 
-    def metadata_answered(self, message: Any, now_ns: int) -> None:
+    def metadata_answered(self, message: Message, version: int, now_ns: int) -> None:
         """Take over a Metadata response; an empty broker list counts as a failure."""
-        answer = requests.metadata_answer(message)
+        answer = requests.metadata_answer(message, version)
         if answer.error_code == error_table.REBOOTSTRAP_REQUIRED:
             self._metadata.failed(now_ns)
             self.rebootstrap("the broker asked for it", now_ns)
@@ -161,7 +162,7 @@ class Discovery:
         self._idempotence.state = IdState.ASKED
         self._nodes.send(node, API_INIT_PRODUCER_ID, version, requests.init_producer_id(), now_ns)
 
-    def id_answered(self, message: Any, now_ns: int) -> None:
+    def id_answered(self, message: Message, now_ns: int) -> None:
         """Take over an InitProducerId response."""
         code, producer_id, epoch = requests.producer_id(message)
         if not code:

@@ -384,7 +384,7 @@ class Machine:
         counters.response_total += 1
         message = event.message
         api_key = request.api_key
-        throttle_ms = message.throttle_time_ms
+        throttle_ms = requests.throttle_ms(message)
         if throttle_ms and requests.client_throttles(api_key, request.api_version):
             counters.produce_throttle_time_ms_total += throttle_ms
             self.nodes.throttle(node, throttle_ms, now_ns)
@@ -393,12 +393,11 @@ class Machine:
             counters.request_latency_us_total += latency_us
             if latency_us > counters.request_latency_us_max:
                 counters.request_latency_us_max = latency_us
-            results, endpoints = requests.produce_results(message)
-            for node_id, host, port in endpoints:
+            for node_id, host, port in message.node_endpoints:
                 self.nodes.learn(node_id, host, port, now_ns)
-            self.delivery.answered(request, results, now_ns)
+            self.delivery.answered(request, message, now_ns)
         elif api_key == API_METADATA:
-            self.discovery.metadata_answered(message, now_ns)
+            self.discovery.metadata_answered(message, request.api_version, now_ns)
         elif api_key == API_VERSIONS:
             self.nodes.on_api_versions(node, message, request.api_version, now_ns)
         elif api_key == API_INIT_PRODUCER_ID:

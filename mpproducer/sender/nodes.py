@@ -26,6 +26,7 @@ from mpproducer.sender import requests
 from mpproducer.sender.actions import Action, Close, Connect, Request, Resolve
 from mpproducer.sender.batch import NEVER_NS, ProducerBatch
 from mpproducer.sender.inflight import (
+    API_PRODUCE,
     API_VERSIONS,
     Correlation,
     InFlight,
@@ -356,7 +357,7 @@ class Nodes:
         message = requests.api_versions()
         self._put(node, API_VERSIONS, version, message, (), now_ns)
 
-    def on_api_versions(self, node: Node, answer: Any, version: int, now_ns: int) -> None:
+    def on_api_versions(self, node: Node, answer: requests.Message, version: int, now_ns: int) -> None:
         """The first response of a connection decides the version of every later request."""
         error, ranges = requests.api_ranges(answer)
         if error == requests.UNSUPPORTED_VERSION and version > 0:
@@ -367,7 +368,7 @@ class Nodes:
             self.close_failed(node, f"ApiVersions answered error {error}", now_ns)
             return
         node.versions = requests.usable(ranges)
-        node.produce_version = requests.produce_version(node.versions)
+        node.produce_version = requests.version_of(node.versions, API_PRODUCE)
         node.state = READY
         node.failures = 0
         node.setup_failures = 0
@@ -380,7 +381,7 @@ class Nodes:
 
     # --- requests
 
-    def send(self, node: Node, api_key: int, version: int, message: Any, now_ns: int) -> InFlight:
+    def send(self, node: Node, api_key: int, version: int, message: object, now_ns: int) -> InFlight:
         """Send a request other than Produce; raises NotReady if the node cannot take it."""
         if not node.can_send(now_ns):
             raise NotReady(f"{node!r} cannot take a request")
@@ -391,7 +392,7 @@ class Nodes:
         node: Node,
         api_key: int,
         version: int,
-        message: Any,
+        message: object,
         batches: tuple[ProducerBatch, ...],
         now_ns: int,
     ) -> InFlight:
@@ -404,7 +405,7 @@ class Nodes:
         node: Node,
         api_key: int,
         version: int,
-        message: Any,
+        message: object,
         batches: tuple[ProducerBatch, ...],
         now_ns: int,
     ) -> InFlight:

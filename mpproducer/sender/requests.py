@@ -6,8 +6,8 @@ looks into a wire class itself.
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Final, NamedTuple
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from mpproducer.sender.inflight import (
     API_INIT_PRODUCER_ID,
@@ -15,15 +15,21 @@ from mpproducer.sender.inflight import (
     API_PRODUCE,
     API_VERSIONS,
 )
+from mpproducer.version import __version__
+from mpproducer.wire.produce import PartitionResult, ProduceResponse
+
+Message: TypeAlias = dict[str, Any]
 
 UNSUPPORTED_VERSION: Final = 35
+NO_TOPIC_ID: Final = bytes(16)
+_TRUE_EPOCHS: Final = 9
 API_VERSIONS_MAX: Final = 4
 SUPPORTED: Final[dict[int, tuple[int, int]]] = {
     API_PRODUCE: (3, 12),
     API_METADATA: (4, 12),
     API_VERSIONS: (0, API_VERSIONS_MAX),
     API_INIT_PRODUCER_ID: (0, 4),
-}
+}  # Produce 13 names topics by id; a partition here is known by its topic's name
 # From these versions on the broker answers first and expects the client to hold back (KIP-219).
 _CLIENT_THROTTLES: Final[dict[int, int]] = {
     API_PRODUCE: 6,
@@ -67,20 +73,6 @@ class MetadataAnswer(NamedTuple):
     topics: tuple[TopicInfo, ...]
 
 
-class ProduceResult(NamedTuple):
-    """What a Produce response says about one partition; `leader` is (id, epoch) (KIP-951)."""
-
-    topic: str
-    partition: int
-    error_code: int
-    base_offset: int
-    log_append_time_ms: int
-    log_start_offset: int
-    record_errors: tuple[tuple[int, str | None], ...]
-    error_message: str | None
-    leader: tuple[int, int] | None = None
-
-
 def usable(ranges: dict[int, tuple[int, int]]) -> dict[int, tuple[int, int]]:
     """What both sides support, per API."""
     common: dict[int, tuple[int, int]] = {}
@@ -103,33 +95,83 @@ def client_throttles(api_key: int, version: int) -> bool:
     return version >= _CLIENT_THROTTLES.get(api_key, 1 << 15)
 
 
-def api_versions():
-    return SimpleNamespace()
+def api_versions() -> Message:
+    """The first request of a connection (KIP-511)."""
+    return {"client_software_name": "mpproducer", "client_software_version": __version__}
 
 
-def metadata(names, auto_create):
-    return SimpleNamespace(topics=names, allow_auto_topic_creation=auto_create)
+def metadata(names: Iterable[str], auto_create: bool) -> Message:
+    """A Metadata request for these topics; none of them: brokers only."""
+    return {
+        "topics": [{"topic_id": NO_TOPIC_ID, "name": name} for name in names],
+        "allow_auto_topic_creation": auto_create,
+        "include_cluster_authorized_operations": False,
+        "include_topic_authorized_operations": False,
+    }
 
 
-def init_producer_id():
-    return SimpleNamespace()
+def init_producer_id() -> Message:
+    """Ask for a producer id of an idempotent, not transactional, producer."""
+    return {
+        "transactional_id": None,
+        "transaction_timeout_ms": 0x7FFFFFFF,
+        "producer_id": -1,
+        "producer_epoch": -1,
+    }
 
 
-def api_ranges(message):
-    return message.error_code, message.ranges
+def api_ranges(message: Message) -> tuple[int, dict[int, tuple[int, int]]]:
+    """(error code, API key -> (lowest, highest) version) of an ApiVersions response."""
+    ranges = {
+        row["api_key"]: (row["min_version"], row["max_version"]) for row in message["api_keys"]
+    }
+    return message["error_code"], ranges
 
 
-def produce_version(versions):
-    return version_of(versions, API_PRODUCE)
+def throttle_ms(message: Message | ProduceResponse) -> int:
+    """throttle_time_ms of any response; 0 where the version has none."""
+    if isinstance(message, ProduceResponse):
+        return message.throttle_time_ms
+    value: int = message.get("throttle_time_ms", 0)
+    return value
 
 
-def metadata_answer(message):
-    return message.answer
+def producer_id(message: Message) -> tuple[int, int, int]:
+    """(error code, producer id, epoch) of an InitProducerId response."""
+    return message["error_code"], message["producer_id"], message["producer_epoch"]
 
 
-def producer_id(message):
-    return message.error_code, message.producer_id, message.producer_epoch
+def metadata_answer(message: Message, version: int) -> MetadataAnswer:
+    """A Metadata response as plain values.
+
+    Leader epochs below v9 may be older than the leader they come with: they are left out.
+    """
+    epochs = version >= _TRUE_EPOCHS
+    brokers = tuple(
+        BrokerInfo(row["node_id"], row["host"], row["port"]) for row in message["brokers"]
+    )
+    topics = tuple(
+        TopicInfo(
+            row["name"] or "",
+            row["error_code"],
+            row.get("topic_id", NO_TOPIC_ID),
+            tuple(_partition_info(part, epochs=epochs) for part in row["partitions"]),
+        )
+        for row in message["topics"]
+    )
+    return MetadataAnswer(message.get("error_code", 0), brokers, topics)
 
 
-def produce_results(message):
-    return message.results, message.endpoints
+def _partition_info(row: Message, *, epochs: bool) -> PartitionInfo:
+    return PartitionInfo(
+        row["partition_index"],
+        row["error_code"],
+        row["leader_id"],
+        row["leader_epoch"] if epochs else -1,
+    )
+
+
+def lost(code: int, why: str) -> PartitionResult:
+    """What a batch gets instead of a result when its request has no answer."""
+    return PartitionResult(-1, code, -1, -1, -1, (), why, None)
+

@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Iterable
-from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from mpproducer.config import Config
@@ -25,6 +24,7 @@ from mpproducer.sender.inflight import (
 )
 from mpproducer.sender.machine import Machine
 from mpproducer.sender.retry import MS
+from mpproducer.wire.produce import PartitionResult, ProduceResponse
 
 T = TypeVar("T")
 SECOND = 1_000 * MS
@@ -62,6 +62,10 @@ class Harness:
         self.slot = 0
         self.producer_ids = 0
         self.id_error = 0
+        self.metadata_error = 0
+        self.metadata_requests: list[tuple[str, ...]] = []
+        self.topic_ids: dict[str, bytes] = {}
+        self.ranges = dict(requests.SUPPORTED)
         self.connects_fail = False
         self.completed: list[tuple[ProducerBatch, a.Outcome]] = []
         self.released: list[ProducerBatch] = []
@@ -165,8 +169,14 @@ class Harness:
     def _do_Request(self, action: a.Request) -> list[Any]:
         self.requests[action.conn].append(action)
         events: list[Any] = [a.Wrote(action.conn, action.correlation_id)]
-        if self.auto:
-            events.append(self.answer_internal(action))
+        return [*events, *self._answer_ahead(action.conn)]
+
+    def _answer_ahead(self, conn: int) -> list[Any]:
+        """Answers to what stands first in line and is not Produce (brokers answer in order)."""
+        queue = self.requests.get(conn, deque())
+        events: list[Any] = []
+        while self.auto and queue and isinstance(queue[0], a.Request):
+            events.append(self.answer_internal(queue[0]))
         return events
 
     def _do_SendProduce(self, action: a.SendProduce) -> list[Any]:
@@ -178,49 +188,55 @@ class Harness:
     def answer_internal(self, action: a.Request) -> a.Response:
         """The well-behaved answer to a request that is not Produce."""
         self.requests[action.conn].remove(action)
+        message: dict[str, Any]
         if action.api_key == API_VERSIONS:
-            message = SimpleNamespace(error_code=0, ranges=dict(requests.SUPPORTED))
+            rows = [
+                {"api_key": key, "min_version": low, "max_version": high}
+                for key, (low, high) in self.ranges.items()
+            ]
+            message = {"error_code": 0, "api_keys": rows}
         elif action.api_key == API_METADATA:
-            message = SimpleNamespace(answer=self.metadata(action.message.topics))
+            message = self.metadata([row["name"] for row in action.message["topics"]])
         elif action.api_key == API_INIT_PRODUCER_ID:
             if not self.id_error:
                 self.producer_ids += 1
-            message = SimpleNamespace(
-                error_code=self.id_error,
-                producer_id=1_000 * self.producer_ids,
-                producer_epoch=0,
-            )
+            message = {
+                "error_code": self.id_error,
+                "producer_id": 1_000 * self.producer_ids,
+                "producer_epoch": 0,
+            }
         else:
             raise AssertionError(action)
-        message.throttle_time_ms = 0
+        message["throttle_time_ms"] = 0
         return a.Response(action.conn, action.correlation_id, message)
 
-    def metadata(self, names: Iterable[str]) -> requests.MetadataAnswer:
+    def metadata(self, names: Iterable[str]) -> dict[str, Any]:
         """The cluster as it is now."""
-        topics = []
-        for name in names:
-            if name in self.topic_errors:
-                topics.append(requests.TopicInfo(name, self.topic_errors[name], b"", ()))
-                continue
-            parts = self.leaders.get(name)
-            if parts is None:
-                topics.append(requests.TopicInfo(name, 3, b"", ()))
-                continue
-            topics.append(
-                requests.TopicInfo(
-                    name,
-                    0,
-                    b"id",
-                    tuple(
-                        requests.PartitionInfo(number, 0 if node >= 0 else 5, node, epoch)
-                        for number, (node, epoch) in parts.items()
-                    ),
-                )
-            )
-        brokers = tuple(
-            requests.BrokerInfo(node, host, port) for node, (host, port) in self.brokers.items()
-        )
-        return requests.MetadataAnswer(0, brokers, tuple(topics))
+        self.metadata_requests.append(tuple(names))
+        topics = [self._topic_row(name) for name in self.metadata_requests[-1]]
+        brokers = [
+            {"node_id": node, "host": host, "port": port}
+            for node, (host, port) in self.brokers.items()
+        ]
+        return {"brokers": brokers, "topics": topics, "error_code": self.metadata_error}
+
+    def _topic_row(self, name: str) -> dict[str, Any]:
+        code = self.topic_errors.get(name, 0 if name in self.leaders else 3)
+        parts = self.leaders.get(name, {}) if not code else {}
+        return {
+            "name": name,
+            "error_code": code,
+            "topic_id": self.topic_ids.get(name, b"i" * 16),
+            "partitions": [
+                {
+                    "partition_index": number,
+                    "error_code": 0 if node >= 0 else 5,
+                    "leader_id": node,
+                    "leader_epoch": epoch,
+                }
+                for number, (node, epoch) in parts.items()
+            ],
+        }
 
     def produce_requests(self) -> list[a.SendProduce]:
         """Produce requests that wait for an answer, oldest first."""
@@ -241,16 +257,18 @@ class Harness:
     ) -> list[Any]:
         """Answer a Produce request: the same for every batch in it."""
         results = [
-            requests.ProduceResult(
+            (
                 batch.partition.topic,
-                batch.partition.number,
-                code,
-                offset if not code else -1,
-                -1,
-                extra.get("log_start", 0),
-                extra.get("record_errors", ()),
-                extra.get("message"),
-                extra.get("leader"),
+                PartitionResult(
+                    batch.partition.number,
+                    code,
+                    offset if not code else -1,
+                    -1,
+                    extra.get("log_start", 0),
+                    extra.get("record_errors", ()),
+                    extra.get("message"),
+                    extra.get("leader"),
+                ),
             )
             for batch in send.batches
         ]
@@ -259,15 +277,18 @@ class Harness:
     def answer_with(
         self,
         send: a.SendProduce,
-        results: list[requests.ProduceResult],
+        results: list[tuple[str, PartitionResult]],
         throttle_ms: int = 0,
     ) -> list[Any]:
         """Answer a Produce request with exactly these results."""
         queue = self.requests[send.conn]
         assert queue[0] is send, "responses come in order"
         queue.popleft()
-        message = SimpleNamespace(results=results, endpoints=(), throttle_time_ms=throttle_ms)
-        return self.feed(a.Response(send.conn, send.correlation_id, message))
+        message = ProduceResponse([(topic, [result]) for topic, result in results], throttle_ms, ())
+        seen = self.feed(a.Response(send.conn, send.correlation_id, message))
+        for event in self._answer_ahead(send.conn):
+            seen += self.feed(event)
+        return seen
 
     def close(self, conn: int, why: str = "reset") -> list[Any]:
         """The broker ends a connection."""
