@@ -262,9 +262,9 @@ static int take_frames(Attachment *a, PyObject **ready) {
     return count;
 }
 
-/* Reads what is there, without blocking. Frames read; sets sender_dead at EOF. */
-int attachment_drain(Attachment *a) {
-    PyObject *ready = NULL;
+/* Reads what is there, without blocking; the caller holds `reader`. Frames read; sets sender_dead
+ * at EOF. Callbacks that became due are put into `ready`, for the time after `reader`. */
+static int read_pipe(Attachment *a, PyObject **ready) {
     int total = 0;
     while (a->completion_fd >= 0 && !a->sender_dead) {
         const ssize_t got = read(a->completion_fd, a->frames + a->frames_used,
@@ -274,19 +274,29 @@ int attachment_drain(Attachment *a) {
         int frames = -1;
         if (got > 0) {
             a->frames_used += (size_t)got;
-            frames = take_frames(a, &ready);
+            frames = take_frames(a, ready);
         }
         if (frames < 0) {
             a->sender_dead = 1;
             fail_all(a, MP_FATE_UNKNOWN, MP_REASON_SENDER_DIED,
                      got == 0 ? "the host's sender process ended before it told the outcome"
                               : "the sender's completion stream is damaged",
-                     &ready);
+                     ready);
             break;
         }
         total += frames;
         if ((size_t)got < READ_CHUNK / 2) break;
     }
+    return total;
+}
+
+/* Reads the pipe unless another thread is about to: taking the frames from under a thread that
+ * polls for them would leave it asleep with its outcome told. */
+int attachment_drain(Attachment *a) {
+    if (!PyThread_acquire_lock(a->reader, NOWAIT_LOCK)) return 0;
+    PyObject *ready = NULL;
+    const int total = read_pipe(a, &ready);
+    PyThread_release_lock(a->reader);
     if (ready) run_callbacks(ready);
     return total;
 }
@@ -329,15 +339,19 @@ static int is_told(const Pending *batch, uint32_t index) {
 
 /* One thread reads the pipe, for all: the leader polls, the others queue for its place. The
  * turnstile makes the queue fair: a leader whose own batch is still open goes to its end, so that
- * whoever was served by its read is let through to see it. */
-static int lead(Attachment *a, const Pending *batch, uint32_t index, int64_t deadline_ns) {
+ * whoever was served by its read is let through to see it.
+ *
+ * `seen` is a->drained from when the caller last looked at what it waits for. Frames that came
+ * since, while it queued, may be the ones: it looks again before it polls for more. */
+static int lead(Attachment *a, uint64_t seen, int64_t deadline_ns) {
     int got = acquire(a->turnstile, deadline_ns);
     if (got <= 0) return got;
     got = acquire(a->reader, deadline_ns);
     PyThread_release_lock(a->turnstile);
     if (got <= 0) return got;
     int result = 1;
-    if (!is_told(batch, index) && a->completion_fd >= 0 && !a->sender_dead) {
+    PyObject *due = NULL;
+    if (a->drained == seen && a->completion_fd >= 0 && !a->sender_dead) {
         struct pollfd fd = {a->completion_fd, POLLIN, 0};
         const int64_t left = deadline_ns == INT64_MAX ? INT64_MAX : deadline_ns - mp_now_ns();
         struct timespec slice = {1, 0};
@@ -349,10 +363,11 @@ static int lead(Attachment *a, const Pending *batch, uint32_t index, int64_t dea
         Py_BEGIN_ALLOW_THREADS
         ready = ppoll(&fd, 1, &slice, NULL);
         Py_END_ALLOW_THREADS
-        if (ready > 0) attachment_drain(a);
+        if (ready > 0) read_pipe(a, &due);
         if (ready < 0 && errno == EINTR && PyErr_CheckSignals() < 0) result = -1;
     }
     PyThread_release_lock(a->reader);
+    if (due) run_callbacks(due); /* they may wait for other futures: not under `reader` */
     return result;
 }
 
@@ -361,7 +376,7 @@ int attachment_wait(Attachment *a, const Pending *batch, uint32_t index, int64_t
     a->users++;
     int result = 0;
     while (!(result = is_told(batch, index))) {
-        result = lead(a, batch, index, deadline_ns);
+        result = lead(a, a->drained, deadline_ns);
         if (result < 0 || is_told(batch, index)) break;
         result = 0;
         if (mp_now_ns() >= deadline_ns) break;
@@ -687,7 +702,7 @@ static PyObject *method_wait(Attachment *a, PyObject *arg) {
     a->users++;
     int result = 1;
     while (a->drained == before && !a->sender_dead && !a->closed) {
-        result = lead(a, NULL, 0, deadline);
+        result = lead(a, before, deadline);
         if (result < 0 || mp_now_ns() >= deadline) break;
     }
     const int arrived = a->drained != before || a->sender_dead;
@@ -729,7 +744,7 @@ static PyObject *method_wait_for(Attachment *a, PyObject *args) {
     a->users++;
     Py_ssize_t left;
     while ((left = count_pending(a, ids)) > 0) {
-        const int got = lead(a, NULL, 0, deadline);
+        const int got = lead(a, a->drained, deadline);
         if (got < 0) left = -1;
         if (got < 0 || mp_now_ns() >= deadline) break;
     }

@@ -19,6 +19,10 @@ refused with OUT_OF_ORDER_SEQUENCE_NUMBER (45). From that follow the rules here:
    until the batches behind it are settled: one of them acknowledged proves that it was in the
    log; otherwise the epoch is bumped.
 6. Other partitions keep the old epoch until nothing of theirs is pending, then start at 0.
+7. A broker that knows nothing of a producer id takes *any* first sequence of it. So the first
+   batch of a partition under an id and epoch goes alone until it is acknowledged: were two on the
+   wire and the first refused (a new topic's leader answers 3 or 6 for a moment), the second would
+   be taken, and the first would come after it under a new epoch. (Java has this hole.)
 
 All order is taken from list positions; the two places that do arithmetic on sequences wrap.
 """
@@ -131,6 +135,8 @@ class Idempotence:
             return False
         if not sequenced:
             return True
+        if partition.last_acked_sequence == NO_SEQUENCE:  # rule 7
+            return False
         return len(sequenced) < MAX_PENDING and not self._stale(partition)
 
     def _stale(self, partition: Partition) -> bool:

@@ -193,7 +193,7 @@ class Process:
             config.slots,
             config.max_partitions,
             config.max_topics,
-            batch_size=config.batch_size,
+            batch_size=max(1, config.batch_size),
             max_request_size=config.max_request_size,
             linger_us=config.linger_ms * 1000,
             generation=generation,
@@ -202,7 +202,7 @@ class Process:
         )
         self._pool = pool
         # Our own mapping stays writable; no worker can make one.
-        segment.seal_writes(ctl_fd)
+        segment.seal_future_writes(ctl_fd)
         segment.seal_size(pool_fd)
         loop = Loop(
             config,

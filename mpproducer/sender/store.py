@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # A worker that compresses its own batch is left alone this long; then the sender does it.
 _WORKER_COMPRESSES_NS: Final = 20_000_000
+_UNBORN_LOOKS: Final = 50  # then only the loop's regular look at everything finds the record
 
 
 class PoolLike(Protocol):
@@ -60,6 +61,7 @@ class Store:
         self._unborn: dict[int, tuple[int, int]] = {}  # linked, but no record yet
         self._busy: dict[ProducerBatch, int] = {}  # compressed by a worker -> since when
         self._freed_early: dict[ProducerBatch, None] = {}
+        self._looks = 0  # since a batch without records was first seen
         self.quarantined = False
         self.compressor: Compressor | None = None
         if self._codec != "none":
@@ -70,7 +72,8 @@ class Store:
     def collect(self) -> list[Event]:
         """What workers announced since the last call."""
         events: list[Event] = []
-        for index in self._pool.dirty():
+        self._looks += 1
+        for index in {*self._pool.dirty(), *self._unborn}:
             self._look(index, events)
         return events
 
@@ -102,6 +105,8 @@ class Store:
         for place, (seq, slot) in enumerate(fresh):
             sealed, records, _, _ = pool.peek(slot)
             if not records and not sealed and place == last:
+                if unborn != (seq, slot):
+                    self._looks = 0
                 self._unborn[index] = (seq, slot)
                 return
             events.append(actions.BatchOpened(index, seq, slot))
@@ -188,8 +193,9 @@ class Store:
         return events
 
     def waits_for_worker(self) -> bool:
-        """A worker compresses a batch we want: look again soon."""
-        return bool(self._busy)
+        """A worker compresses a batch we want, or has announced a batch whose first record it is
+        about to commit: look again soon. One that does not commit for long is stopped."""
+        return bool(self._busy) or (bool(self._unborn) and self._looks < _UNBORN_LOOKS)
 
     # --- giving back
 

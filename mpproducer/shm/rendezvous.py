@@ -20,6 +20,12 @@ from mpproducer.errors import SenderStartFailed
 
 RUNTIME_DIR_VARIABLE = "MPPRODUCER_RUNTIME_DIR"
 MAX_SOCKET_PATH_BYTES = 107
+_CREATE_TRIES = 100
+
+
+def default_base() -> Path:
+    """Where rendezvous folders are unless something else is configured."""
+    return Path(f"/tmp/mpproducer-{os.getuid()}")  # noqa: S108 - owner and mode are checked
 
 
 class Rendezvous:
@@ -36,7 +42,7 @@ class Rendezvous:
     def of(cls, sender_key: str, runtime_dir: str | None) -> Rendezvous:
         """Return the rendezvous of a configuration (`Config.sender_key()`); creates nothing."""
         root = runtime_dir or os.environ.get(RUNTIME_DIR_VARIABLE)
-        base = Path(root) if root else Path(f"/tmp/mpproducer-{os.getuid()}")  # noqa: S108
+        base = Path(root) if root else default_base()
         digest = hashlib.sha256(sender_key.encode()).hexdigest()[:16]
         found = cls(base.absolute() / digest)
         if len(os.fsencode(found.socket)) > MAX_SOCKET_PATH_BYTES:
@@ -48,20 +54,27 @@ class Rendezvous:
 
     def create(self) -> None:
         """Make the folder, or check that what is there is ours alone. Raises SenderStartFailed."""
-        for folder in (self.folder.parent, self.folder):
-            with contextlib.suppress(FileExistsError):
-                folder.mkdir(mode=0o700)
-            _check_private(folder)
+        for _ in range(_CREATE_TRIES):
+            # The parent may go between the two steps: the last sender in it removes it.
+            with contextlib.suppress(FileNotFoundError):
+                for folder in (self.folder.parent, self.folder):
+                    with contextlib.suppress(FileExistsError):
+                        folder.mkdir(mode=0o700)
+                    _check_private(folder)
+                return
+        raise SenderStartFailed(f"{self.folder} cannot be made: somebody keeps removing it")
 
     def remove(self) -> None:
         """Remove everything; the caller holds `sender.lock`, or knows that no sender lives."""
         for path in (self.socket, self.log, self.start_lock, self.sender_lock):
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
-        for folder in (self.folder, self.folder.parent):
-            # Another rendezvous may live in the parent, or a worker may just start here anew.
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        # Another rendezvous may live in the parent, or a worker may just start here anew. A folder
+        # that was configured is not ours to remove.
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+            if self.folder.parent == default_base():
+                self.folder.parent.rmdir()
 
 
 def _check_private(folder: Path) -> None:

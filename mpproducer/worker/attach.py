@@ -24,7 +24,7 @@ from mpproducer.errors import KafkaError, SenderError, SenderStartFailed, Sender
 from mpproducer.shm import control
 from mpproducer.shm.rendezvous import Rendezvous, lock
 from mpproducer.version import __version__
-from mpproducer.worker.start import start_sender
+from mpproducer.worker.start import log_tail, start_sender
 
 _LOG = logging.getLogger("mpproducer.worker")
 
@@ -202,13 +202,23 @@ def _start_and_connect(config: Config, place: Rendezvous, deadline_ns: int) -> L
         if link is not None:
             return link
         start_sender(place, config.sender_python, deadline_ns)
-        return _try_connect(config, place, deadline_ns)
+        try:
+            return _try_connect(config, place, deadline_ns)
+        except _Ended as ended:
+            # Not a sender on its way out: the one started just now. Another would fare no better.
+            raise SenderStartFailed(
+                f"the host's sender process ended with its first worker{log_tail(place.log)}"
+            ) from ended
     finally:
         os.close(held)
 
 
 class _Closing(SenderError):
     """The sender that was reached is shutting down."""
+
+
+class _Ended(_Closing):
+    """It closed the connection without a word."""
 
 
 def _try_connect(config: Config, place: Rendezvous, deadline_ns: int) -> Link | None:
@@ -239,7 +249,7 @@ def _try_connect(config: Config, place: Rendezvous, deadline_ns: int) -> Link | 
             control.send_with_fds(sock, hello, [], deadline_ns)
             answer, fds = control.recv_with_fds(sock, deadline_ns)
         except ConnectionError:
-            raise _Closing("the sender ended during the handshake") from None
+            raise _Ended("the sender ended during the handshake") from None
         except TimeoutError:
             raise SenderStartFailed(
                 f"the sender (pid {pid}) took the connection but did not answer in time"

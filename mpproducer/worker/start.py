@@ -60,7 +60,7 @@ def start_sender(place: Rendezvous, python: str | None, deadline_ns: int) -> Non
         _reap(starter, deadline_ns)
     if answer not in (b"ready\n", b"running\n"):
         why = "did not come up in time" if answer is None else "ended while starting"
-        raise SenderStartFailed(f"the host's sender process {why}{_log_tail(place.log)}")
+        raise SenderStartFailed(f"the host's sender process {why}{log_tail(place.log)}")
 
 
 def interpreter(configured: str | None) -> str:
@@ -111,7 +111,8 @@ def _reap(starter: subprocess.Popen[bytes], deadline_ns: int) -> None:
         starter.wait(timeout=5)
 
 
-def _log_tail(path: Path) -> str:
+def log_tail(path: Path) -> str:
+    """Return the end of a sender's log, as a clause for an error message; empty without one."""
     try:
         with path.open("rb") as log:
             log.seek(0, os.SEEK_END)

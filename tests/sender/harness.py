@@ -331,6 +331,14 @@ class Harness:
         self.want(topic, partitions or {0: 0})
         return self
 
+    def warm(self, topic: str, partition: int) -> None:
+        """Have one batch of the partition acknowledged: from now on it may pipeline."""
+        self.open(topic, partition)
+        self.run_ms(self.config.linger_ms)
+        (send,) = [s for s in self.produce_requests() if s.batches[0].partition.topic == topic]
+        self.answer(send)
+        self.completed.clear()
+
     # --- time
 
     def tick(self, ms: float = 0) -> list[Any]:

@@ -89,6 +89,7 @@ def test_A6_a_batch_larger_than_max_request_size_goes_alone() -> None:
 
 def test_at_most_one_batch_of_a_partition_is_in_a_request() -> None:
     h = Harness(linger_ms=5).ready()
+    h.warm("t", 0)
     for _ in range(4):
         h.open("t", 0)
     h.tick(5)
@@ -127,7 +128,28 @@ def test_A10_after_its_backoff_the_retry_goes_before_newer_batches() -> None:
     h.open("t", 0)
     assert not h.produce_requests()
     h.run_ms(121)
-    assert [send.batches[0].seq for send in h.produce_requests()] == [1, 2]
+    (send,) = h.produce_requests()
+    assert send.batches[0].seq == 1
+    h.answer(send)
+    assert [send.batches[0].seq for send in h.produce_requests()] == [2]
+
+
+def test_X_the_first_batch_under_a_producer_id_goes_alone() -> None:
+    """Else a broker that knows nothing of the id would take the second when it refuses the first."""
+    h = Harness().ready({0: 0, 1: 0})
+    for _ in range(3):
+        h.open("t", 0)
+    h.open("t", 1)
+    assert [_numbers(send) for send in h.produce_requests()] == [[0], [1]]
+    h.answer(h.produce_requests()[0], 3)
+    h.run_ms(121)
+    assert [(s.batches[0].partition.number, s.batches[0].seq) for s in h.produce_requests()] == [
+        (1, 1),
+        (0, 1),
+    ]
+    h.answer(h.produce_requests()[0])
+    h.answer(h.produce_requests()[0])
+    assert [send.batches[0].seq for send in h.produce_requests()] == [2, 3]
 
 
 def test_A11_a_newer_leader_epoch_cancels_the_backoff_once() -> None:
@@ -218,6 +240,7 @@ def test_S4_with_one_in_flight_a_partition_is_muted_even_if_its_leader_moves() -
 
 def test_a_new_leader_gets_nothing_until_the_old_one_has_answered() -> None:
     h = Harness().ready({0: 0})
+    h.warm("t", 0)
     h.open("t", 0)
     h.open("t", 0)
     first, second = h.produce_requests()
