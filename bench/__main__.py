@@ -19,8 +19,11 @@ Rows = dict[str, dict[str, list[float]]]
 def main() -> int:
     """Run the bench; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--bootstrap-servers", default=os.environ.get("MPPRODUCER_BOOTSTRAP"),
-                        help="a running cluster; see scripts/kafka start")
+    parser.add_argument(
+        "--bootstrap-servers",
+        default=os.environ.get("MPPRODUCER_BOOTSTRAP"),
+        help="a running cluster; see scripts/kafka start",
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--records", type=int, default=1_000_000, help="per saturation round")
     parser.add_argument("--seconds", type=float, default=8.0, help="per fixed-rate round")

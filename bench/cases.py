@@ -102,9 +102,7 @@ def _nothing(value: bytes, key: bytes | None) -> None:
     """What the loop and the adapter's frame cost without a client behind them."""
 
 
-def fixed_rate(
-    client_name: str, setup: Setup, processes: int, rate: int, seconds: float
-) -> Result:
+def fixed_rate(client_name: str, setup: Setup, processes: int, rate: int, seconds: float) -> Result:
     """`processes` workers send `rate` records/s together: requests, bytes, CPU, connections."""
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(processes + 1)
@@ -152,7 +150,7 @@ def _trickle(
     pipe: Connection,
 ) -> None:  # fmt: skip
     client = CLIENTS[client_name](setup)
-    rng = random.Random(index)  # noqa: S311 - test data
+    rng = random.Random(index)
     client.send(_event(rng), b"warm-up")
     warm = client.finish()
     helpers = client.helper_pids()

@@ -84,7 +84,7 @@ class MpProducer:
     def helper_pids(self) -> list[int]:
         from mpproducer.worker import attach
 
-        link = attach.find(self._producer._place)  # noqa: SLF001 - the bench counts its CPU
+        link = attach.find(self._producer._place)
         return [link.sender_pid] if link is not None else []
 
 

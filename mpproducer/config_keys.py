@@ -54,7 +54,7 @@ class Key:
         """`value` for people: its repr, or `[hidden]` where the key is secret."""
         return HIDDEN if self.secret else repr(value)
 
-    def read(self, name: str, value: object) -> Any:  # noqa: ANN401 - the type differs by key
+    def read(self, name: str, value: object) -> Any:
         """The effective value; raises ConfigError naming key, value and the way out."""
         try:
             return self.parse(value)

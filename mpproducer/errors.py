@@ -151,17 +151,13 @@ _UNKNOWN: dict[Reason, type[KafkaError]] = {
 }
 
 
-def from_outcome(
-    written_unknown: bool, reason: int, code: int, message: str
-) -> KafkaError:
+def from_outcome(written_unknown: bool, reason: int, code: int, message: str) -> KafkaError:
     """Build the exception of a failed record from the fields of its completion frame.
 
     `written_unknown` is True when the fate is Unknown; `code` is the Kafka code, 0 for none.
     """
     why = Reason(reason) if reason in Reason._value2member_map_ else Reason.NONE
-    kind: type[KafkaError]
-    if written_unknown:
-        kind = _UNKNOWN.get(why, Unconfirmed)
-    else:
-        kind = _NOT_WRITTEN.get(why, Rejected)
+    kind: type[KafkaError] = (
+        _UNKNOWN.get(why, Unconfirmed) if written_unknown else _NOT_WRITTEN.get(why, Rejected)
+    )
     return kind(message, code=code or None)

@@ -7,6 +7,7 @@ that follow each other in one batch, so it costs per batch and not per record.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -59,7 +60,7 @@ class BatchFuture:
         """Yield (index of the first record, count, error or None, base offset) in order."""
         start = 0
         for first, length in self._runs:
-            for at, count, error, offset in first._run(length):  # noqa: SLF001 - core's half
+            for at, count, error, offset in first._run(length):
                 yield start + at, count, error, offset
             start += length
 
@@ -75,10 +76,9 @@ class BatchFuture:
         found: list[RecordMetadata] = []
         for first, length in self._runs:
             base = first.result(0)
-            for _at, count, _error, offset in first._run(length):  # noqa: SLF001
+            for _at, count, _error, offset in first._run(length):
                 found += [
-                    base._replace(offset=offset + i if offset >= 0 else -1)
-                    for i in range(count)
+                    base._replace(offset=offset + i if offset >= 0 else -1) for i in range(count)
                 ]
         return found
 
@@ -132,10 +132,8 @@ class BatchFuture:
 
     def __await__(self) -> Generator[Any, None, list[RecordMetadata]]:
         for first, _length in self._runs:
-            try:
+            with contextlib.suppress(Exception):  # told by result() below, for all runs at once
                 yield from first.__await__()
-            except Exception:  # noqa: BLE001, S110 - told by result() below, for all runs at once
-                pass
         return self.result(0)
 
     def __repr__(self) -> str:

@@ -211,5 +211,5 @@ class Producer(native.ProducerBase):
 
 def _rebuild(wire: dict[str, Any]) -> Producer:
     producer = Producer.__new__(Producer)
-    producer._setup(Config.from_wire(wire))  # noqa: SLF001 - the other half of __reduce__
+    producer._setup(Config.from_wire(wire))
     return producer

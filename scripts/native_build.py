@@ -124,28 +124,28 @@ def _zig_if_needed() -> list[str]:
 # setuptools is imported inside: the command line use must not need it.
 
 
-def get_requires_for_build_wheel(config_settings: Any = None) -> list[str]:  # noqa: ANN401
+def get_requires_for_build_wheel(config_settings: Any = None) -> list[str]:
     """setuptools' requirements, and Zig where the system has no compiler."""
     from setuptools import build_meta
 
     return [*build_meta.get_requires_for_build_wheel(config_settings), *_zig_if_needed()]
 
 
-def get_requires_for_build_editable(config_settings: Any = None) -> list[str]:  # noqa: ANN401
+def get_requires_for_build_editable(config_settings: Any = None) -> list[str]:
     """As for a wheel."""
     from setuptools import build_meta
 
     return [*build_meta.get_requires_for_build_editable(config_settings), *_zig_if_needed()]
 
 
-def get_requires_for_build_sdist(config_settings: Any = None) -> list[str]:  # noqa: ANN401
+def get_requires_for_build_sdist(config_settings: Any = None) -> list[str]:
     """Nothing is compiled for a source distribution."""
     from setuptools import build_meta
 
     return [*build_meta.get_requires_for_build_sdist(config_settings)]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401
+def __getattr__(name: str) -> Any:
     """Every other hook is setuptools' own."""
     if name.startswith(("build_", "prepare_metadata_")):
         from setuptools import build_meta

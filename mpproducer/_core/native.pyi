@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, final
 
 LAYOUT_VERSION: int
-LAYOUT_HASH: int  # hash over version and every struct's size and offsets; differs => refuse to attach
+LAYOUT_HASH: (
+    int  # hash over version and every struct's size and offsets; differs => refuse to attach
+)
 SLOT_SIZE: int  # bytes of payload per slot (16384)
 MAX_OWNERS: int  # 1023; owner ids are 1..MAX_OWNERS
 MAX_BATCH_BYTES: int  # largest byte count a batch word can hold
@@ -21,63 +23,94 @@ def segment_sizes(slots: int, max_partitions: int, max_topics: int) -> tuple[int
     """(ctl bytes, pool bytes) of the two segments for this geometry."""
 
 def murmur2(data: bytes) -> int:
-    """Java's murmur2 (seed 0x9747b28c) as an unsigned 32-bit int; mask with 0x7fffffff, then modulo."""
+    """Java's murmur2 (seed 0x9747b28c) as an unsigned 32-bit int; mask with 0x7fffffff, then
+    modulo."""
 
 @final
 class Pool:
-    """The sender's side of the shared segments. One thread only. Supports the buffer protocol: a read-only view
-    of the payload area; payload offsets in `Walk.spans` index into it."""
+    """The sender's side of the shared segments. One thread only. Supports the buffer protocol: a
+    read-only view of the payload area; payload offsets in `Walk.spans` index into it."""
 
     def __init__(
-        self, ctl_fd: int, pool_fd: int, slots: int, max_partitions: int, max_topics: int, *, batch_size: int,
-        max_request_size: int, linger_us: int, generation: int, ignore_keys: bool = False, compress: bool = False,
+        self,
+        ctl_fd: int,
+        pool_fd: int,
+        slots: int,
+        max_partitions: int,
+        max_topics: int,
+        *,
+        batch_size: int,
+        max_request_size: int,
+        linger_us: int,
+        generation: int,
+        ignore_keys: bool = False,
+        compress: bool = False,
     ) -> None:
-        """Formats fresh segments (of the sizes segment_sizes gave) and maps them. `compress`: workers compress the batches they fill."""
+        """Formats fresh segments (of the sizes segment_sizes gave) and maps them. `compress`:
+        workers compress the batches they fill."""
     def close(self) -> None: ...
     # --- batches
     def dirty(self) -> list[int]:
-        """Take (read and clear) the set of partition indices whose first record or seal was announced since the last call."""
+        """Take (read and clear) the set of partition indices whose first record or seal was
+        announced since the last call."""
     def all_open(self) -> list[int]:
-        """Partition indices that have any batch not yet reported by new_batches, or were ever used: full scan; for worker death and idle checks."""
+        """Partition indices that have any batch not yet reported by new_batches, or were ever used:
+        full scan; for worker death and idle checks."""
     def new_batches(self, partition_index: int) -> list[tuple[int, int]]:
-        """[(batch_seq, head slot)] linked since the last call, oldest first. Each batch is reported once."""
+        """[(batch_seq, head slot)] linked since the last call, oldest first. Each batch is reported
+        once."""
     def peek(self, slot: int) -> tuple[bool, int, int, int]:
-        """(sealed, records, size_bytes, owner id or 0) of a head slot, from one load of its word."""
+        """(sealed, records, size_bytes, owner id or 0) of a head slot, from one load of its
+        word."""
     def seal(self, slot: int) -> bool:
-        """Freeze the batch. False when it holds no record and its owner is alive (never seal those: they would livelock); True when it is sealed now (records may be 0 when the owner died)."""
+        """Freeze the batch. False when it holds no record and its owner is alive (never seal those:
+        they would livelock); True when it is sealed now (records may be 0 when the owner died)."""
     def walk(self, slot: int) -> tuple[int, int, int, int, tuple[int, ...], list[tuple[int, int]]]:
-        """Of a SEALED batch: (records, size_bytes, base_timestamp_ms, max_timestamp_ms, participants (owner ids), spans [(offset, length)] in the payload area,
-        adjacent slots merged). Validates every record (lengths, dense offset deltas, attributes 0); raises CorruptBatch."""
+        """Of a SEALED batch: (records, size_bytes, base_timestamp_ms, max_timestamp_ms,
+        participants (owner ids), spans [(offset, length)] in the payload area, adjacent slots
+        merged). Validates every record (lengths, dense offset deltas, attributes 0); raises
+        CorruptBatch."""
     def release(self, slot: int) -> bool:
-        """Give the batch's memory back: True if freed now, False if a stopped writer may still touch it (quarantined inside; freed by retry_quarantine)."""
+        """Give the batch's memory back: True if freed now, False if a stopped writer may still
+        touch it (quarantined inside; freed by retry_quarantine)."""
     def retry_quarantine(self) -> int:
         """Free what can be freed by now; returns the number of batches still quarantined."""
-    # --- compressed output made by the worker that filled the batch (D8); see layout.h `compress` word
+    # --- compressed output made by the worker that filled the batch (D8); see layout.h `compress`
+    # word
     def compressed(self, slot: int) -> tuple[str, int, list[tuple[int, int]]]:
-        """('none', 0, []) nobody has: taken by this call, the sender compresses; ('busy', owner, []) a worker is at it;
-        ('done', size_bytes, spans) its output, codec of the config; ('taken', 0, []) the sender has it already."""
+        """('none', 0, []) nobody has: taken by this call, the sender compresses; ('busy', owner,
+        []) a worker is at it; ('done', size_bytes, spans) its output, codec of the config;
+        ('taken', 0, []) the sender has it already."""
     def take_compression(self, slot: int) -> bool:
-        """Take it away from a worker that is busy (too long, or dead). True: the sender compresses; False: it finished meanwhile, call compressed() again."""
+        """Take it away from a worker that is busy (too long, or dead). True: the sender compresses;
+        False: it finished meanwhile, call compressed() again."""
     # --- workers
     def owner_alive(self, owner: int, alive: bool) -> None:
-        """Tell the pool that an owner id is in use (before the worker may append) or is dead/gone (after its pidfd fired, or its bye)."""
+        """Tell the pool that an owner id is in use (before the worker may append) or is dead/gone
+        (after its pidfd fired, or its bye)."""
     def reap(self, owner: int) -> int:
-        """After owner_alive(owner, False): free what the dead worker had claimed but not linked or committed; remove its waiter entries. Returns slots freed. Call drain of new_batches for all_open() first."""
+        """After owner_alive(owner, False): free what the dead worker had claimed but not linked or
+        committed; remove its waiter entries. Returns slots freed. Call drain of new_batches for
+        all_open() first."""
     def owner_reusable(self, owner: int) -> bool:
         """True when no slot carries this owner id any more."""
     # --- memory waiters and sleep
     def waiters(self) -> int: ...
     def grant(self) -> int:
-        """Serve blocked writers in ticket order as far as free slots go; returns the number served."""
+        """Serve blocked writers in ticket order as far as free slots go; returns the number
+        served."""
     def free_slots(self) -> int: ...
     def sleep_begin(self, deadline_us: int) -> bool:
-        """Announce that the sender sleeps until CLOCK_MONOTONIC deadline_us (always finite); False: something is dirty or waits, do not sleep."""
+        """Announce that the sender sleeps until CLOCK_MONOTONIC deadline_us (always finite); False:
+        something is dirty or waits, do not sleep."""
     def sleep_end(self) -> None: ...
     # --- topic directory
     def topic_add(self, name: str) -> int:
-        """Index of the topic, added in state WANTED if new. Raises OverflowError when the directory is full."""
+        """Index of the topic, added in state WANTED if new. Raises OverflowError when the directory
+        is full."""
     def topic_ready(self, topic: int, partition_count: int) -> list[int]:
-        """Publish READY with (at least) this partition count; returns the partition indices of partitions 0..count-1. Raises OverflowError when max_partitions is exceeded."""
+        """Publish READY with (at least) this partition count; returns the partition indices of
+        partitions 0..count-1. Raises OverflowError when max_partitions is exceeded."""
     def topic_error(self, topic: int, code: int, message: str) -> None:
         """Publish an error for a topic that is not READY (a READY topic stays so)."""
     def partition_available(self, partition_index: int, available: bool) -> None: ...
@@ -92,37 +125,53 @@ class Pool:
 
 @final
 class Attachment:
-    """A worker's side of the shared segments: one per process and rendezvous. Thread-safe under the GIL."""
+    """A worker's side of the shared segments: one per process and rendezvous. Thread-safe under the
+    GIL."""
 
     def __init__(
-        self, ctl_fd: int, pool_fd: int, wake_fd: int, completion_fd: int, owner: int, slots: int, max_partitions: int, max_topics: int,
+        self,
+        ctl_fd: int,
+        pool_fd: int,
+        wake_fd: int,
+        completion_fd: int,
+        owner: int,
+        slots: int,
+        max_partitions: int,
+        max_topics: int,
     ) -> None:
         """Maps the segments (ctl read-only) and takes over the four fds."""
     def topic(self, name: str) -> tuple[int, int, int, str]:
         """(state or -1 when not in the directory, partition_count, error_code, message)."""
     def topic_version(self) -> int: ...
     def wait_topics(self, version: int, timeout_ns: int) -> bool:
-        """Wait (GIL released, <= timeout) until the directory's version differs from `version`; returns whether it does. Signals are checked."""
+        """Wait (GIL released, <= timeout) until the directory's version differs from `version`;
+        returns whether it does. Signals are checked."""
     def drain(self) -> int:
-        """Read the completion pipe without blocking, resolve batches, run callbacks; returns frames read. Raises nothing."""
+        """Read the completion pipe without blocking, resolve batches, run callbacks; returns frames
+        read. Raises nothing."""
     def wait(self, timeout_ns: int) -> bool:
-        """Block (GIL released) until a completion frame was read by anybody, the sender died, or the timeout passed. True if anything arrived."""
+        """Block (GIL released) until a completion frame was read by anybody, the sender died, or
+        the timeout passed. True if anything arrived."""
     def pending(self) -> int:
         """Batches with records of this process whose outcome is not known yet."""
     def pending_ids(self) -> list[int]: ...
     def wait_for(self, batch_ids: Sequence[int], deadline_ns: int) -> int:
-        """Wait until none of these batches is pending; returns how many still are at the deadline (CLOCK_MONOTONIC ns)."""
+        """Wait until none of these batches is pending; returns how many still are at the deadline
+        (CLOCK_MONOTONIC ns)."""
     def fileno(self) -> int:
         """The completion pipe, for asyncio's add_reader."""
     def set_compressor(self, compress: Callable[[list[memoryview], int], bytes] | None) -> None:
-        """Called with the pieces of a batch this process has filled; returns the compressed stream."""
+        """Called with the pieces of a batch this process has filled; returns the compressed
+        stream."""
     def counters(self) -> list[int]: ...
     def stats(self) -> dict[str, int]:
-        """This process: records appended, bytes, batches opened, lost commits, steals, waits, wait_ns, buffer_full ..."""
+        """This process: records appended, bytes, batches opened, lost commits, steals, waits,
+        wait_ns, buffer_full ..."""
     def fail_pending(self, reason: int, unknown: bool, message: str) -> int:
         """Resolve all pending batches as failed (sender died); returns how many."""
     def forget(self) -> None:
-        """After fork, in the child: unmap, close fds, fail inherited futures with WRONG_PROCESS; touches nothing shared."""
+        """After fork, in the child: unmap, close fds, fail inherited futures with WRONG_PROCESS;
+        touches nothing shared."""
     def close(self) -> None:
         """Clean end: unmap and close; pending batches fail with NotSent/SenderDied first."""
     @property
@@ -160,32 +209,51 @@ class DeliveryFuture:
     def _attachment(self) -> Attachment | None:
         """While pending: the attachment whose pipe will bring the outcome."""
     def _run(self, count: int, /) -> list[tuple[int, int, BaseException | None, int]]:
-        """For BatchFuture, of a done future: what became of the `count` records from this one on, as ascending
-        [(first, count, error or None, base_offset or -1)] with `first` relative to this record."""
+        """For BatchFuture, of a done future: what became of the `count` records from this one on,
+        as ascending [(first, count, error or None, base_offset or -1)] with `first` relative to
+        this record."""
 
 class ProducerBase:
-    """C base of mpproducer.Producer: send() and send_many() reach shared memory without a Python frame.
-
-    Python hooks it calls: self._attach(deadline_ns) -> Attachment (no attachment, or it is dead),
-    self._want_topic(attachment, topic, partition, deadline_ns) -> None: the topic is not READY, or has no such partition
-    (-1 = any); waits or raises. NotWritten errors become failed futures, others are raised by send().
-    """
+    """C base of mpproducer.Producer: send() and send_many() reach shared memory without a Python
+    frame.  Python hooks it calls: self._attach(deadline_ns) -> Attachment (no attachment, or it is
+    dead), self._want_topic(attachment, topic, partition, deadline_ns) -> None: the topic is not
+    READY, or has no such partition (-1 = any); waits or raises. NotWritten errors become failed
+    futures, others are raised by send()."""
 
     def send(
-        self, topic: str, value: Any = None, key: Any = None, headers: Any = None, partition: int | None = None, timestamp_ms: int | None = None,
+        self,
+        topic: str,
+        value: Any = None,
+        key: Any = None,
+        headers: Any = None,
+        partition: int | None = None,
+        timestamp_ms: int | None = None,
     ) -> DeliveryFuture: ...
     def send_many(
-        self, topic: str, values: Any, keys: Any = None, headers: Any = None, partition: int | None = None, timestamps_ms: Any = None,
+        self,
+        topic: str,
+        values: Any,
+        keys: Any = None,
+        headers: Any = None,
+        partition: int | None = None,
+        timestamps_ms: Any = None,
     ) -> Any: ...
     _attachment: Attachment | None
     _max_block_ns: int
     _closed: int  # non-zero: send() raises ClosedError
     def _attach(self, deadline_ns: int) -> Attachment: ...
-    def _want_topic(self, attachment: Attachment, topic: str, partition: int, deadline_ns: int) -> None: ...
+    def _want_topic(
+        self, attachment: Attachment, topic: str, partition: int, deadline_ns: int
+    ) -> None: ...
 
 def failed_future(topic: str, error: BaseException) -> DeliveryFuture: ...
 def configure(
-    *, metadata: Callable[[str, int, int, int], Any], error: Callable[[bool, int, int, str], BaseException], await_: Callable[[DeliveryFuture], Any],
-    watch: Callable[[Attachment], None], batch_future: Callable[..., Any],
+    *,
+    metadata: Callable[[str, int, int, int], Any],
+    error: Callable[[bool, int, int, str], BaseException],
+    await_: Callable[[DeliveryFuture], Any],
+    watch: Callable[[Attachment], None],
+    batch_future: Callable[..., Any],
 ) -> None:
-    """Python classes the core builds results with. `watch(attachment)`: first callback is pending, somebody must drain."""
+    """Python classes the core builds results with. `watch(attachment)`: first callback is pending,
+    somebody must drain."""

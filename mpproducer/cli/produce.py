@@ -63,26 +63,61 @@ def add_arguments(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         description="Send every line of the files (or of stdin) as one record. Exit status 0 when "
         "every record was acknowledged, 1 when some were not, 2 when the command cannot work.",
     )
-    parser.add_argument("files", nargs="*", default=["-"], metavar="FILE",
-                        help="input, '-' for stdin; .gz and .zst are read directly")
-    parser.add_argument("-b", "--bootstrap-server", "--bootstrap-servers", required=True,
-                        metavar="HOST:PORT,...", dest="bootstrap", help="brokers")
+    parser.add_argument(
+        "files",
+        nargs="*",
+        default=["-"],
+        metavar="FILE",
+        help="input, '-' for stdin; .gz and .zst are read directly",
+    )
+    parser.add_argument(
+        "-b",
+        "--bootstrap-server",
+        "--bootstrap-servers",
+        required=True,
+        metavar="HOST:PORT,...",
+        dest="bootstrap",
+        help="brokers",
+    )
     parser.add_argument("-t", "--topic", required=True, help="topic to write to")
-    parser.add_argument("-k", "--key-field", metavar="NAME",
-                        help="lines are JSON objects; this field is the key")
-    parser.add_argument("-K", "--key-separator", metavar="TEXT",
-                        help="lines are KEY TEXT VALUE")
+    parser.add_argument(
+        "-k", "--key-field", metavar="NAME", help="lines are JSON objects; this field is the key"
+    )
+    parser.add_argument("-K", "--key-separator", metavar="TEXT", help="lines are KEY TEXT VALUE")
     parser.add_argument("-p", "--partition", type=int, help="write to this partition only")
-    parser.add_argument("-H", "--header", action="append", default=[], metavar="NAME=VALUE",
-                        help="header of every record; may be repeated")
+    parser.add_argument(
+        "-H",
+        "--header",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="header of every record; may be repeated",
+    )
     parser.add_argument("-z", "--compression", metavar="CODEC", help="compression_type")
-    parser.add_argument("-X", "-C", "--config", action="append", default=[], metavar="KEY=VALUE",
-                        help="any configuration key; may be repeated")
-    parser.add_argument("-w", "--workers", type=int, default=1, metavar="N",
-                        help="worker processes (default 1: file order is kept; more workers keep "
-                        "the order of what each of them sends)")
-    parser.add_argument("--start-method", choices=multiprocessing.get_all_start_methods(),
-                        default=None, help="how workers are started")
+    parser.add_argument(
+        "-X",
+        "-C",
+        "--config",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any configuration key; may be repeated",
+    )
+    parser.add_argument(
+        "-w",
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="worker processes (default 1: file order is kept; more workers keep "
+        "the order of what each of them sends)",
+    )
+    parser.add_argument(
+        "--start-method",
+        choices=multiprocessing.get_all_start_methods(),
+        default=None,
+        help="how workers are started",
+    )
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress on stderr")
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
     parser.set_defaults(run=run)  # fmt: skip
@@ -209,7 +244,7 @@ def _stop_at_interrupt(source: Iterator[bytes]) -> Iterator[None]:
     del source
 
 
-class _Interrupted(Exception):  # noqa: N818 - not an error
+class _Interrupted(Exception):
     """The user asked for the end of the input."""
 
 

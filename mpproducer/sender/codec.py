@@ -107,7 +107,7 @@ def encode_request(action: actions.Request, client_id: str) -> tuple[list[Buffer
     return [frame], len(frame)
 
 
-def decode_response(frame: Buffer, correlation_id: int, api_key: int, version: int) -> Any:  # noqa: ANN401
+def decode_response(frame: Buffer, correlation_id: int, api_key: int, version: int) -> Any:
     """The message of a response frame. Raises DecodeError when it is malformed or answers another
     request."""
     if api_key == PRODUCE:

@@ -256,8 +256,8 @@ class Metadata:
 
     def _apply(self, topic: Topic) -> None:
         for info in topic.pending:
-            if 0 <= info.index < len(topic.partitions):
-                self.set_leader(topic.partitions[info.index], info.leader_id, info.leader_epoch)
+            if 0 <= info.number < len(topic.partitions):
+                self.set_leader(topic.partitions[info.number], info.leader_id, info.leader_epoch)
         topic.pending = ()
 
     def set_leader(self, partition: Partition, leader: int, epoch: int) -> None:

@@ -357,7 +357,9 @@ class Nodes:
         message = requests.api_versions()
         self._put(node, API_VERSIONS, version, message, (), now_ns)
 
-    def on_api_versions(self, node: Node, answer: requests.Message, version: int, now_ns: int) -> None:
+    def on_api_versions(
+        self, node: Node, answer: requests.Message, version: int, now_ns: int
+    ) -> None:
         """The first response of a connection decides the version of every later request."""
         error, ranges = requests.api_ranges(answer)
         if error == requests.UNSUPPORTED_VERSION and version > 0:
@@ -381,7 +383,9 @@ class Nodes:
 
     # --- requests
 
-    def send(self, node: Node, api_key: int, version: int, message: object, now_ns: int) -> InFlight:
+    def send(
+        self, node: Node, api_key: int, version: int, message: object, now_ns: int
+    ) -> InFlight:
         """Send a request other than Produce; raises NotReady if the node cannot take it."""
         if not node.can_send(now_ns):
             raise NotReady(f"{node!r} cannot take a request")

@@ -145,7 +145,7 @@ class Process:
             if loop is not None:
                 loop.on_turn = self._on_turn
                 _LOG.info("sender ends: %s", loop.run())
-        except Exception:
+        except Exception:  # noqa: BLE001 - logged, told, and the exit status
             _LOG.exception("sender crashed: a bug; the workers are told what is known")
             code = EXIT_CRASHED
             self._abort()
@@ -238,7 +238,7 @@ class Process:
             return
         try:
             loop.abort()
-        except Exception:
+        except Exception:  # noqa: BLE001 - the last resort of a crash
             _LOG.exception("telling the workers failed too; their pipes are closed")
 
     def _end(self) -> None:

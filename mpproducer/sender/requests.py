@@ -50,7 +50,7 @@ class BrokerInfo(NamedTuple):
 class PartitionInfo(NamedTuple):
     """One partition of a Metadata response; leader -1: none."""
 
-    index: int
+    number: int
     error_code: int
     leader_id: int
     leader_epoch: int
@@ -174,4 +174,3 @@ def _partition_info(row: Message, *, epochs: bool) -> PartitionInfo:
 def lost(code: int, why: str) -> PartitionResult:
     """What a batch gets instead of a result when its request has no answer."""
     return PartitionResult(-1, code, -1, -1, -1, (), why, None)
-

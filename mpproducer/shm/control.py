@@ -74,9 +74,7 @@ def _wait(sock: socket.socket, events: int, deadline_ns: int) -> None:
         raise TimeoutError("the control socket did not answer in time")
 
 
-def send_with_fds(
-    sock: socket.socket, message: Message, fds: list[int], deadline_ns: int
-) -> None:
+def send_with_fds(sock: socket.socket, message: Message, fds: list[int], deadline_ns: int) -> None:
     """Send one message, with descriptors if any, on a non-blocking socket.
 
     Raises TimeoutError at the deadline (CLOCK_MONOTONIC ns), OSError when the peer is gone.

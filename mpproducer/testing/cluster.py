@@ -80,7 +80,9 @@ class Cluster:
     def _grow(self, topic: Topic, partitions: int, replication: int) -> None:
         nodes = sorted(self.addresses) or sorted(self.alive)
         for number in range(len(topic.partitions), partitions):
-            replicas = [nodes[(number + i) % len(nodes)] for i in range(min(replication, len(nodes)))]
+            replicas = [
+                nodes[(number + i) % len(nodes)] for i in range(min(replication, len(nodes)))
+            ]
             log = PartitionLog(
                 max_message_bytes=self._max_message_bytes, strict_offsets=self._strict_offsets
             )

@@ -66,9 +66,7 @@ class _ProducerState:
 class PartitionLog:
     """The batches of one partition and what is known about their producers."""
 
-    def __init__(
-        self, *, max_message_bytes: int = 1_048_588, strict_offsets: bool = True
-    ) -> None:
+    def __init__(self, *, max_message_bytes: int = 1_048_588, strict_offsets: bool = True) -> None:
         self.batches: list[StoredBatch] = []
         self.end_offset = 0
         self.start_offset = 0

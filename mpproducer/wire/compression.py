@@ -110,7 +110,7 @@ def decompress(codec: str, data: Buffer, max_bytes: int) -> bytes:
         result = unpack(data, max_bytes)
     except ProtocolError:
         raise
-    except Exception as error:  # noqa: BLE001 - each library has its own error types
+    except Exception as error:
         raise ProtocolError(f"damaged {codec} data: {error}") from error
     if len(result) > max_bytes:
         raise ProtocolError(f"{codec} data grows beyond {max_bytes} bytes")

@@ -154,10 +154,12 @@ def parse_batches(data: Buffer) -> Iterator[RecordBatch]:
         if length < HEADER_BYTES - 12 or length > len(view) - at - 12:
             raise ProtocolError(f"record batch claims {length} of {len(view) - at - 12} bytes")
         raw = view[at : at + 12 + length]
-        yield RecordBatch(
-            base_offset, leader_epoch, crc, *_SUFFIX.unpack_from(raw, CRC_FROM),
-            records=raw[HEADER_BYTES:], raw=raw,
-        )  # fmt: skip
+        values = (
+            *(base_offset, leader_epoch, crc),
+            *_SUFFIX.unpack_from(raw, CRC_FROM),
+            *(raw[HEADER_BYTES:], raw),
+        )
+        yield RecordBatch(*values)
         at += 12 + length
 
 

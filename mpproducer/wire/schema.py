@@ -70,9 +70,7 @@ class Field:
 class Schema:
     """All versions of one message."""
 
-    def __init__(
-        self, name: str, versions: tuple[int, int], flexible: int, *fields: Field
-    ) -> None:
+    def __init__(self, name: str, versions: tuple[int, int], flexible: int, *fields: Field) -> None:
         self.name = name
         self.versions = versions
         self.flexible = flexible

@@ -271,8 +271,12 @@ def _map(answer: control.Message, fds: list[int]) -> native.Attachment:
         raise SenderError(f"the sender passed {len(fds)} descriptors, not 4")
     for fd in fds:
         os.set_inheritable(fd, False)
+    ctl_fd, pool_fd, wake_fd, completion_fd = fds
     attachment = native.Attachment(
-        *fds,
+        ctl_fd,
+        pool_fd,
+        wake_fd,
+        completion_fd,
         int(answer["owner"]),
         int(answer["slots"]),
         int(answer["max_partitions"]),

@@ -41,7 +41,7 @@ def await_future(future: native.DeliveryFuture) -> Generator[Any, None, Any]:
 def wrap_asyncio(
     future: native.DeliveryFuture, loop: asyncio.AbstractEventLoop | None = None
 ) -> asyncio.Future[Any]:
-    """Return a real asyncio.Future of the record's RecordMetadata, for `asyncio.wait` and others."""
+    """Return a real asyncio.Future of the record's metadata, for `asyncio.wait` and others."""
     loop = loop or asyncio.get_running_loop()
     outer: asyncio.Future[Any] = loop.create_future()
 
@@ -79,7 +79,7 @@ def _asyncio_future(
 ) -> asyncio.Future[None]:
     """Return a loop's future that is done when the record's outcome is known."""
     waiter: asyncio.Future[None] = loop.create_future()
-    attachment = future._attachment  # noqa: SLF001 - the core's half of this module
+    attachment = future._attachment
     fd = attachment.fileno() if attachment is not None else -1
 
     def finish() -> None:

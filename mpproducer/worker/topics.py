@@ -30,9 +30,7 @@ def check_name(topic: str) -> None:
         )
 
 
-def wait_ready(
-    link: Link, topic: str, partition: int, deadline_ns: int, max_block_ms: int
-) -> None:
+def wait_ready(link: Link, topic: str, partition: int, deadline_ns: int, max_block_ms: int) -> None:
     """Return once the topic is in the directory and has `partition` (-1: any).
 
     Raises InvalidTopic, AuthorizationFailed, or MetadataTimeout at the deadline, naming the topic,

@@ -134,7 +134,8 @@ class Harness:
 
     @property
     def _indices(self) -> dict[str, list[int]]:
-        return self.__dict__.setdefault("_index_table", {})
+        table: dict[str, list[int]] = self.__dict__.setdefault("_index_table", {})
+        return table
 
     def _do_Complete(self, action: a.Complete) -> None:
         for outcome in action.outcomes:

@@ -135,7 +135,7 @@ def test_A10_after_its_backoff_the_retry_goes_before_newer_batches() -> None:
 
 
 def test_X_the_first_batch_under_a_producer_id_goes_alone() -> None:
-    """Else a broker that knows nothing of the id would take the second when it refuses the first."""
+    """Else a broker that knows nothing of the id takes the second when it refuses the first."""
     h = Harness().ready({0: 0, 1: 0})
     for _ in range(3):
         h.open("t", 0)
@@ -306,4 +306,3 @@ def test_thousands_of_due_partitions_are_sealed_once_and_sent_together() -> None
     (send,) = h.produce_requests()
     assert len(send.batches) == 3_000
     assert len(h.of(a.Seal)) - sealed_before == 3_000
-

@@ -48,6 +48,4 @@ def test_outcomes_cover_every_record_once_also_for_a_part_of_a_split_batch() -> 
 
 
 def test_kinds_are_those_of_the_frames() -> None:
-    assert {kind.name: int(kind) for kind in Kind} == {
-        kind.name: int(kind) for kind in frames.Kind
-    }
+    assert {kind.name: int(kind) for kind in Kind} == {kind.name: int(kind) for kind in frames.Kind}
