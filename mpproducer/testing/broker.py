@@ -178,6 +178,11 @@ class Broker:
             stored = list(self._log(topic, partition).batches)
         return [batch for one in stored for batch in parse_batches(one.raw)]
 
+    def batch_facts(self, topic: str, partition: int) -> tuple[int, set[int]]:
+        """Return (number of stored batches, producer ids in them). Raises KeyError."""
+        found = self.batches(topic, partition)
+        return len(found), {batch.producer_id for batch in found}
+
     @property
     def requests(self) -> Counter[str]:
         """How many requests came in so far, by API name."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -262,5 +261,3 @@ def _failed(api: Api, request: Message, code: int) -> Message:
             ]
         }
     return {"error_code": code}
-
-

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Callable
 from multiprocessing import connection
 from multiprocessing.managers import BaseManager, BaseProxy
 from types import TracebackType
@@ -24,6 +25,7 @@ _VALUES = (
 )  # fmt: skip
 _METHODS = (
     "start", "stop", "create_topic", "add_partitions", "delete_topic", "partitions", "records",
+    "batch_facts",
     "leader", "set_leader", "forget_producers", "stop_node", "start_node", "on",
 )  # fmt: skip
 
@@ -33,7 +35,8 @@ class _FaultProxy(BaseProxy):
 
     @property
     def hits(self) -> int:
-        return int(self._callmethod("__getattribute__", ("hits",)))  # type: ignore[func-returns-value,arg-type]
+        call: Callable[..., Any] = self._callmethod
+        return int(call("__getattribute__", ("hits",)))
 
     def __getattr__(self, name: str) -> Any:
         if name not in self._exposed_:
