@@ -42,6 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_SEED] = workerinput["mpproducer_seed"] if workerinput is not None else seed
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     node.workerinput["mpproducer_seed"] = node.config.stash[_SEED]
 
