@@ -173,7 +173,7 @@ def broker() -> Iterator[Broker]:
 
 
 def _cluster(name: str, brokers: int) -> str:
-    """The bootstrap servers of a real cluster that ends with this run. Skips where there is none."""
+    """Bootstrap servers of a real cluster that ends with this run. Skips where there is none."""
     given = os.environ.get("MPPRODUCER_BOOTSTRAP")
     if given:
         return given
