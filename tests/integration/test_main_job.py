@@ -1,0 +1,168 @@
+"""The main job on real Kafka: worker processes, one sender, read back by a foreign client."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import pytest
+
+import mpproducer
+from tests.integration import support
+from tests.integration.support import Told
+
+pytestmark = [pytest.mark.kafka_real, pytest.mark.xdist_group("kafka")]
+
+WORKERS = 4
+METHODS = ("fork", "spawn", "forkserver")
+
+
+def shares(lines: list[bytes], workers: int = WORKERS) -> dict[int, list[bytes]]:
+    return {worker: lines[worker::workers] for worker in range(workers)}
+
+
+def run_processes(
+    method: str, producer: mpproducer.Producer, topic: str, sent: dict[int, list[bytes]]
+) -> dict[int, list[Told]]:
+    context: Any = multiprocessing.get_context(method)
+    pipes, processes = {}, []
+    for worker, lines in sent.items():
+        pipes[worker], there = context.Pipe()
+        process = context.Process(
+            target=support.publish_to, args=(there, producer, topic, worker, lines)
+        )
+        process.start()
+        there.close()
+        processes.append(process)
+    told = {}
+    try:
+        for worker, pipe in pipes.items():
+            assert pipe.poll(100), f"worker {worker} does not answer"
+            answer = pipe.recv()
+            assert not isinstance(answer, BaseException), answer
+            told[worker] = answer
+    finally:
+        for pipe in pipes.values():
+            pipe.close()
+        for process in processes:
+            process.join(30)
+            if process.is_alive():
+                process.kill()
+                process.join()
+    return told
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("method", METHODS)
+def test_packages_by_four_processes_to_three_brokers(
+    kafka3: str, dump: Callable[[str, int], str], method: str,
+    status_of: Callable[[Any], dict[str, Any]],
+) -> None:  # fmt: skip
+    topic = support.new_topic(kafka3, partitions=12, replication=3)
+    sent = shares(support.package_lines())
+    config = {"compression.type": "zstd", "acks": "all"}
+    with mpproducer.Producer(config, bootstrap_servers=kafka3) as producer:
+        if method == "fork":
+            producer.attach()  # children inherit an attachment that they must not use
+        told = run_processes(method, producer, topic, sent)
+        producer.attach()
+        status = status_of(producer)
+    support.check(support.read_back(kafka3, topic, 12), sent, told, 12)
+    assert len(support.check_sequences(dump, topic, 12)) == 1
+    # One connection to each broker, and at first one to a bootstrap server.
+    assert status["counters"]["connection-count"] <= 4
+    assert {node["state"] for node in status["nodes"]} == {"READY"}
+
+
+def test_a_process_pool_executor(kafka: str) -> None:
+    topic = support.new_topic(kafka, partitions=6)
+    sent = shares(support.package_lines()[:4000], 8)
+    with mpproducer.Producer(bootstrap_servers=kafka, compression_type="lz4") as producer:
+        tasks = [(producer, topic, worker, lines) for worker, lines in sent.items()]
+        with ProcessPoolExecutor(WORKERS, multiprocessing.get_context("spawn")) as pool:
+            answers = list(pool.map(support.publish_task, tasks, timeout=100))
+    told = {worker: found for worker, _pid, found in answers}
+    assert len({pid for _worker, pid, _found in answers}) > 1
+    support.check(support.read_back(kafka, topic, 6), sent, told, 6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_multiprocessing_pool(kafka: str, method: str) -> None:
+    """Its workers are daemons: they may have no children of multiprocessing, and no atexit runs."""
+    topic = support.new_topic(kafka, partitions=6)
+    sent = shares(support.package_lines()[:4000], 8)
+    producer = mpproducer.Producer(bootstrap_servers=kafka, compression_type="gzip")
+    tasks = [(producer, topic, worker, lines) for worker, lines in sent.items()]
+    context: Any = multiprocessing.get_context(method)
+    with context.Pool(WORKERS) as pool:
+        answers = pool.map_async(support.publish_task, tasks, 1).get(100)
+    told = {worker: found for worker, _pid, found in answers}
+    support.check(support.read_back(kafka, topic, 6), sent, told, 6)
+    producer.close()
+
+
+def test_threads_of_one_process(kafka: str) -> None:
+    topic = support.new_topic(kafka, partitions=6)
+    sent = shares(support.package_lines()[:8000])
+    told: dict[int, list[Told]] = {}
+    with mpproducer.Producer(bootstrap_servers=kafka) as producer:
+        threads = [
+            threading.Thread(
+                target=lambda worker=worker, lines=lines: told.setdefault(
+                    worker, support.publish(producer, topic, worker, lines)
+                )
+            )
+            for worker, lines in sent.items()
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(100)
+    support.check(support.read_back(kafka, topic, 6), sent, told, 6)
+
+
+@pytest.mark.parametrize("codec", ["none", "gzip", "snappy", "lz4", "zstd"])
+@pytest.mark.parametrize("acks", ["all", 1])
+def test_codecs(kafka: str, codec: str, acks: object) -> None:
+    topic = support.new_topic(kafka, partitions=3)
+    sent = shares(support.package_lines()[:2000], 2)
+    config = {"compression.type": codec, "acks": acks, "enable.idempotence": acks == "all"}
+    with mpproducer.Producer(config, bootstrap_servers=kafka) as producer:
+        told = run_processes("fork", producer, topic, sent)
+    support.check(support.read_back(kafka, topic, 3), sent, told, 3)
+
+
+def test_acks_0_sends_and_tells_no_offset(kafka: str) -> None:
+    topic = support.new_topic(kafka, partitions=1)
+    with mpproducer.Producer(
+        bootstrap_servers=kafka, acks=0, enable_idempotence=False
+    ) as producer:
+        futures = [producer.send(topic, b"%d" % number) for number in range(100)]
+        producer.flush()
+        assert {future.result(1).offset for future in futures} == {-1}
+    values = [record.value for record in support.read_back(kafka, topic, 1)]
+    assert values == [b"%d" % number for number in range(100)]
+
+
+def test_a_topic_that_is_created_on_demand(kafka: str) -> None:
+    name = f"auto-{support.uuid.uuid4().hex[:8]}"
+    with mpproducer.Producer(bootstrap_servers=kafka) as producer:
+        assert producer.send(name, b"first").result(30).offset == 0
+    assert [record.value for record in support.read_back(kafka, name, 1)] == [b"first"]
+
+
+def test_send_many(kafka: str) -> None:
+    topic = support.new_topic(kafka, partitions=4)
+    lines = support.package_lines()[:5000]
+    keys = [support.json.loads(line)["package"].encode() for line in lines]
+    headers = [[("worker", b"0"), ("number", b"%d" % n)] for n in range(len(lines))]
+    with mpproducer.Producer(bootstrap_servers=kafka, compression_type="zstd") as producer:
+        batch = producer.send_many(topic, lines, keys=keys, headers=headers)
+        metadata = batch.result(60)
+        assert batch.offsets == [found.offset for found in metadata]
+        assert not batch.failed
+    told = {0: [Told(n, m.partition, m.offset) for n, m in enumerate(metadata)]}
+    support.check(support.read_back(kafka, topic, 4), {0: lines}, told, 4)
