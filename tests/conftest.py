@@ -120,6 +120,8 @@ def runtime_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     empty = wait_until(lambda: not any(folder.iterdir()))
     left = [str(path.relative_to(folder)) for path in folder.rglob("*")]
     logs = [path.read_text() for path in folder.glob("*/sender.log")]
+    # The folder goes a moment before its process does.
+    wait_until(lambda: not senders(folder), 5.0)
     alive = senders(folder)
     for process in alive:
         process.kill()

@@ -365,6 +365,7 @@ class Machine:
 
     def _freed(self, node: Node) -> None:
         """The in-flight queue of the node may take one more."""
+        self.nodes.retire(node, self._now_ns)
         self.discovery.poke()
         if node.ready:
             self.drain.poked[node] = None

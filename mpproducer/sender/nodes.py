@@ -212,8 +212,13 @@ class Nodes:
                 del self.brokers[node.node_id]
         self.use_bootstrap = False
         for node in self.bootstrap.values():
-            if node.state is not DISCONNECTED and not node.in_flight:
-                self.close(node, "bootstrap is over", now_ns)
+            self.retire(node, now_ns)
+
+    def retire(self, node: Node, now_ns: int) -> None:
+        """Give up the connection to a bootstrap server once brokers are known: it would be one
+        more connection to a broker that has one under its own id. What is in flight is awaited."""
+        if node.node_id < 0 and not self.use_bootstrap and not node.in_flight:
+            self.close(node, "bootstrap is over", now_ns)
 
     def learn(self, node_id: int, host: str, port: int, now_ns: int) -> Node:
         """Add a broker or move it to a new address."""

@@ -23,7 +23,8 @@ WANTED_HITS = 3
 MUTANTS = {
     "T2_commit_is_a_store": (
         "append.c",
-        "if (!atomic_compare_exchange_strong_explicit(&header->word, &expected, committed, RELEASE,\n"
+        "if (!atomic_compare_exchange_strong_explicit(&header->word, &expected, committed, "
+        "RELEASE,\n"
         "                                                 RELAXED)) {\n"
         "        /* Sealed over us",
         "if (atomic_store_explicit(&header->word, committed, RELEASE), 0) {\n"

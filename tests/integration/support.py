@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import zstandard
 from confluent_kafka import Consumer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 from kafka.partitioner.default import murmur2
 
 import mpproducer
@@ -77,15 +78,11 @@ def read_back(bootstrap: str, topic: str, partitions: int) -> list[Read]:
         while len(found) < sum(ends.values()) and time.monotonic() < until:
             for message in consumer.consume(10_000, 0.2):
                 assert message.error() is None, message.error()
-                found.append(
-                    Read(
-                        message.partition(),
-                        message.offset(),
-                        message.key(),
-                        message.value(),
-                        message.headers() or [],
-                    )
-                )
+                partition, offset = message.partition(), message.offset()
+                assert partition is not None
+                assert offset is not None
+                headers: Any = message.headers() or []
+                found.append(Read(partition, offset, message.key(), message.value(), headers))
         assert len(found) == sum(ends.values())
     finally:
         consumer.close()
@@ -134,7 +131,10 @@ def publish_task(
 
 
 def check(
-    found: Iterable[Read], sent: dict[int, list[bytes]], told: dict[int, list[Told]], partitions: int
+    found: Iterable[Read],
+    sent: dict[int, list[bytes]],
+    told: dict[int, list[Told]],
+    partitions: int,
 ) -> None:
     """Every line there once, byte for byte, where Java would put it, where the future said, and
     in its worker's order."""
@@ -147,6 +147,7 @@ def check(
         left.remove((worker, number))
         line = sent[worker][number]
         assert record.value == line
+        assert record.key is not None
         assert record.key == json.loads(line)["package"].encode()
         assert record.partition == java_partition(record.key, partitions)
         assert offsets[worker, number] == (record.partition, record.offset)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import threading
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -72,9 +74,11 @@ def test_packages_by_four_processes_to_three_brokers(
         status = status_of(producer)
     support.check(support.read_back(kafka3, topic, 12), sent, told, 12)
     assert len(support.check_sequences(dump, topic, 12)) == 1
-    # One connection to each broker, and at first one to a bootstrap server.
-    assert status["counters"]["connection-count"] <= 4
-    assert {node["state"] for node in status["nodes"]} == {"READY"}
+    # One connection to each broker; the one to a bootstrap server was given up.
+    assert status["counters"]["connection-count"] == 3, status["nodes"]
+    ready = [node["id"] for node in status["nodes"] if node["state"] == "READY"]
+    assert len(ready) == 3
+    assert min(ready) >= 0
 
 
 def test_a_process_pool_executor(kafka: str) -> None:
@@ -148,7 +152,7 @@ def test_acks_0_sends_and_tells_no_offset(kafka: str) -> None:
 
 
 def test_a_topic_that_is_created_on_demand(kafka: str) -> None:
-    name = f"auto-{support.uuid.uuid4().hex[:8]}"
+    name = f"auto-{uuid.uuid4().hex[:8]}"
     with mpproducer.Producer(bootstrap_servers=kafka) as producer:
         assert producer.send(name, b"first").result(30).offset == 0
     assert [record.value for record in support.read_back(kafka, name, 1)] == [b"first"]
@@ -157,7 +161,7 @@ def test_a_topic_that_is_created_on_demand(kafka: str) -> None:
 def test_send_many(kafka: str) -> None:
     topic = support.new_topic(kafka, partitions=4)
     lines = support.package_lines()[:5000]
-    keys = [support.json.loads(line)["package"].encode() for line in lines]
+    keys = [json.loads(line)["package"].encode() for line in lines]
     headers = [[("worker", b"0"), ("number", b"%d" % n)] for n in range(len(lines))]
     with mpproducer.Producer(bootstrap_servers=kafka, compression_type="zstd") as producer:
         batch = producer.send_many(topic, lines, keys=keys, headers=headers)
