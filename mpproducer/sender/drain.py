@@ -102,11 +102,16 @@ class Drain:
             self.make_due(lingering.popleft()[1], now_ns)
 
     def linger_over(self, now_ns: int) -> None:
-        """Make due what has lingered long enough."""
+        """Make due what has lingered long enough, and what has lingered half as long with it: a
+        request costs the same whatever it carries. (Java's drain takes every batch of the node,
+        which costs batches that have just been opened their records.)"""
         lingering = self._lingering
-        while lingering and lingering[0][0] <= now_ns:
-            batch = lingering.popleft()[1]
-            if batch.state is OPEN:
+        until_ns = now_ns
+        while lingering and lingering[0][0] <= until_ns:
+            due_ns, batch = lingering.popleft()
+            if batch.state is OPEN and not batch.due:
+                if due_ns <= now_ns:
+                    until_ns = now_ns + self._linger_ns // 2
                 self.make_due(batch, now_ns)
 
     def next_ns(self) -> int | None:

@@ -181,6 +181,9 @@ class Loop:
         Answers of the same turn go before events that were reported meanwhile.
         """
         self._events.append(event)
+        self._feed()
+
+    def _feed(self) -> None:
         if self._feeding:
             return
         self._feeding = True
@@ -191,20 +194,20 @@ class Loop:
         try:
             while answers or events:
                 next_event = answers.popleft() if answers else events.popleft()
-                for action in machine.on_event(next_event, self.now_ns):
+                more = bool(answers or events)
+                for action in machine.on_event(next_event, self.now_ns, more=more):
                     apply[type(action)](action)
         finally:
             self._feeding = False
 
     def feed_all(self, found: list[Event]) -> None:
         """Report several events in order."""
-        for event in found:
-            self.report(event)
+        self._events.extend(found)
+        self._feed()
 
     def collect(self) -> None:
         """Report what workers announced in shared memory."""
-        for event in self.store.collect():
-            self.report(event)
+        self.feed_all(self.store.collect())
 
     def _background(self) -> None:
         for answer in self.resolver.take():

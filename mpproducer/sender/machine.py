@@ -8,7 +8,7 @@ Nothing here or below reads a clock, a socket or a random source of its own, and
 over a set, so a run is a function of its events: the same seed gives the same actions.
 
 The caller carries actions out in order and answers `Seal`, `Split`, `Verify` and `PublishTopic`
-in the same turn, before any other event. Timeouts fire in `Tick` only.
+in the same turn, before any other event; `Compress` then or later. Timeouts fire in `Tick` only.
 """
 
 from __future__ import annotations
@@ -127,12 +127,15 @@ class Machine:
             actions.Response: self._on_response,
         }
 
-    def on_event(self, event: Event, now_ns: int) -> list[Action]:
+    def on_event(self, event: Event, now_ns: int, *, more: bool = False) -> list[Action]:
         """Handle one event at `now_ns` (CLOCK_MONOTONIC, never going back); returns the actions
-        to carry out, in order. Raises only for bugs: the caller must then abort everything."""
+        to carry out, in order. Raises only for bugs: the caller must then abort everything.
+
+        `more` says that further events are at hand: no request is made up before the last of
+        them, so that batches that became due together travel together."""
         self._now_ns = now_ns
         self._handlers[type(event)](event, now_ns)
-        self._pump(now_ns)
+        self._pump(now_ns, more)
         taken = self._actions[:]
         self._actions.clear()
         return taken
@@ -148,13 +151,13 @@ class Machine:
         ]
         return min((when for when in candidates if when is not None), default=None)
 
-    def _pump(self, now_ns: int) -> None:
+    def _pump(self, now_ns: int, more: bool) -> None:
         """Do what the event made possible."""
         drain = self.drain
         if self.fatal is not None and not self._fatal_told and not drain.seals:
             self._tell_fatal(now_ns)
         self.discovery.run(now_ns)
-        if drain.poked:
+        if drain.poked and not more:
             drain.run(now_ns)
         if self._deserted_ns is not None or self.phase is not Phase.SERVING:
             self._maybe_exit(now_ns)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # A worker that compresses its own batch is left alone this long; then the sender does it.
 _WORKER_COMPRESSES_NS: Final = 20_000_000
+# Smaller batches are compressed on the loop: handing them to a thread costs more than the work.
+_COMPRESS_HERE_BYTES: Final = 16 * 1024
 _UNBORN_LOOKS: Final = 50  # then only the loop's regular look at everything finds the record
 
 
@@ -158,6 +160,9 @@ class Store:
         if state == "busy":
             self._busy[batch] = now_ns
             return None
+        if batch.size_bytes <= _COMPRESS_HERE_BYTES:
+            data = self._compress_pieces(batch.body.pieces)
+            return self._compressed(batch, [data], len(data))
         self._submit(batch)
         return None
 

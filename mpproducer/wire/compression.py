@@ -6,9 +6,10 @@ Libraries are imported with their first use: a process pays only for the codec i
 from __future__ import annotations
 
 import struct
+import threading
 import zlib
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from mpproducer.wire.codec import Buffer, ProtocolError
 
@@ -92,12 +93,20 @@ def _lz4(level: int | None, pieces: Sequence[Buffer]) -> bytes:
     return b"".join(out)
 
 
-def _zstd(level: int | None, pieces: Sequence[Buffer]) -> bytes:
-    import zstandard
+_kept = threading.local()
 
-    packer = zstandard.ZstdCompressor(
-        level=3 if level is None else level, write_content_size=False
-    ).compressobj()
+
+def _zstd(level: int | None, pieces: Sequence[Buffer]) -> bytes:
+    # A context costs more to make than a small batch to compress, and serves one thread at a time.
+    contexts: dict[int | None, Any] = _kept.__dict__.setdefault("zstd", {})
+    context = contexts.get(level)
+    if context is None:
+        import zstandard
+
+        context = contexts[level] = zstandard.ZstdCompressor(
+            level=3 if level is None else level, write_content_size=False
+        )
+    packer = context.compressobj()
     return b"".join((*map(packer.compress, pieces), packer.flush()))
 
 
