@@ -86,7 +86,10 @@ static void encode(const struct mp_region *region, uint32_t slot, uint32_t used,
         at = put_varint(at, (uint64_t)index << 1);
         at = put_field(at, record->key, record->key_bytes);
         at = put_field(at, record->value, record->value_bytes);
-        memcpy(at, headers, headers_bytes);
+        if (record->headers)
+            memcpy(at, headers, headers_bytes);
+        else
+            *at = no_headers;
         return;
     }
     uint8_t head[48];

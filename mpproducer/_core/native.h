@@ -26,6 +26,12 @@ struct mp_outcome {
 
 typedef struct Attachment Attachment;
 
+typedef struct {
+    PyObject_HEAD
+    const struct mp_topic *topic;
+    uint32_t index;
+} TopicRef;
+
 /* One batch in which this process has records: everything its futures need, once per batch. */
 typedef struct Pending {
     Py_ssize_t refs;
@@ -52,7 +58,9 @@ typedef struct {
 struct Attachment {
     PyObject_HEAD
     struct mp_writer writer;
-    PyObject *topics; /* str -> capsule-less TopicRef */
+    PyObject *topics; /* str -> TopicRef */
+    PyObject *last_name;   /* of the latest look-up: most sends of a process name one topic */
+    TopicRef *last_topic;  /* borrowed from `topics`, which keeps what it holds */
     PyObject *compressor;
     Pending *spare;    /* for the next batch, so that nothing can fail after a commit */
     Pending **by_slot; /* last batch seen in each slot; borrowed from `table` */
@@ -69,12 +77,6 @@ struct Attachment {
     uint64_t records, bytes, waits, wait_ns, buffer_full, compressed, compress_failed, drained;
     uint64_t random;
 };
-
-typedef struct {
-    PyObject_HEAD
-    const struct mp_topic *topic;
-    uint32_t index;
-} TopicRef;
 
 extern PyTypeObject Pool_Type, Attachment_Type, Future_Type, Producer_Type, TopicRef_Type;
 extern PyObject *mp_corrupt_error;
@@ -100,7 +102,11 @@ static inline int attachment_usable(const Attachment *a) {
     return !a->closed && !a->sender_dead && a->fork_generation == mp_fork_generation;
 }
 /* 0, or -1 with MemoryError: called before mp_append, makes sure that track cannot fail. */
-int attachment_reserve(Attachment *a);
+int attachment_make_room(Attachment *a);
+static inline int attachment_reserve(Attachment *a) {
+    if (a->spare && (a->table_used + 1) * 2 <= a->table_size) return 0;
+    return attachment_make_room(a);
+}
 Pending *attachment_track(Attachment *a, uint64_t batch_id, uint32_t slot, PyObject *topic,
                           int32_t partition);
 int attachment_drain(Attachment *a);
@@ -108,7 +114,11 @@ int attachment_drain(Attachment *a);
 int attachment_wait(Attachment *a, const Pending *batch, uint32_t index, int64_t deadline_ns);
 /* 1: granted; 0: deadline passed; 2: the attachment ended; -1: exception set. */
 int attachment_wait_memory(Attachment *a, uint32_t units, int64_t deadline_ns);
-TopicRef *attachment_topic(Attachment *a, PyObject *name); /* borrowed; NULL without exception: not ready */
+/* The entry of a topic that is ready, borrowed; NULL without an exception: not ready. */
+TopicRef *attachment_find_topic(Attachment *a, PyObject *name);
+static inline TopicRef *attachment_topic(Attachment *a, PyObject *name) {
+    return name == a->last_name ? a->last_topic : attachment_find_topic(a, name);
+}
 void attachment_compress(Attachment *a, const struct mp_place *place);
 uint64_t attachment_random(Attachment *a);
 

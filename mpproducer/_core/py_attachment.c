@@ -69,7 +69,7 @@ static int table_grow(Attachment *a) {
     return 0;
 }
 
-int attachment_reserve(Attachment *a) {
+int attachment_make_room(Attachment *a) {
     if (!a->spare && !(a->spare = pending_new(NULL))) return -1;
     return (a->table_used + 1) * 2 > a->table_size ? table_grow(a) : 0;
 }
@@ -427,8 +427,12 @@ uint64_t attachment_random(Attachment *a) {
 
 /* --- topics */
 
-TopicRef *attachment_topic(Attachment *a, PyObject *name) {
+TopicRef *attachment_find_topic(Attachment *a, PyObject *name) {
     PyObject *known = PyDict_GetItemWithError(a->topics, name);
+    if (known && PyUnicode_CheckExact(name)) { /* a subclass may hash and compare as it likes */
+        Py_XSETREF(a->last_name, Py_NewRef(name));
+        a->last_topic = (TopicRef *)known;
+    }
     if (known || PyErr_Occurred()) return (TopicRef *)known;
     Py_ssize_t length;
     const char *text = PyUnicode_AsUTF8AndSize(name, &length);
@@ -580,6 +584,7 @@ static PyObject *attachment_tp_new(PyTypeObject *type, PyObject *Py_UNUSED(args)
 
 static void attachment_dealloc(Attachment *a) {
     unmap(a);
+    Py_XDECREF(a->last_name);
     Py_XDECREF(a->topics);
     Py_XDECREF(a->compressor);
     if (a->spare) pending_drop(a->spare);

@@ -203,7 +203,8 @@ static int parse(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames, PyO
         PyErr_Format(PyExc_TypeError, "%s() takes at most 6 arguments", method);
         return -1;
     }
-    for (Py_ssize_t i = 0; i < 6; i++) slots[i] = i < nargs ? args[i] : NULL;
+    for (Py_ssize_t i = 0; i < 6; i++) slots[i] = i < nargs ? args[i] : Py_None;
+    unsigned given = (1u << nargs) - 1; /* one bit per argument */
     const Py_ssize_t named = kwnames ? PyTuple_GET_SIZE(kwnames) : 0;
     for (Py_ssize_t i = 0; i < named; i++) {
         PyObject *name = PyTuple_GET_ITEM(kwnames, i);
@@ -211,7 +212,7 @@ static int parse(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames, PyO
         while (at < 6 && name != names[at]) at++;
         if (at == 6)
             for (at = 0; at < 6 && PyUnicode_Compare(name, names[at]) != 0;) at++;
-        if (at == 6 || slots[at]) {
+        if (at == 6 || given >> at & 1) {
             PyErr_Format(PyExc_TypeError,
                          at == 6 ? "%s() got an unexpected keyword argument '%U'"
                                  : "%s() got multiple values for argument '%U'",
@@ -219,14 +220,13 @@ static int parse(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames, PyO
             return -1;
         }
         slots[at] = args[nargs + i];
+        given |= 1u << at;
     }
-    if (!slots[0] || !PyUnicode_Check(slots[0])) {
-        PyErr_Format(PyExc_TypeError, "topic must be a str%s%.100s", slots[0] ? ", got " : "",
-                     slots[0] ? Py_TYPE(slots[0])->tp_name : "");
+    if (!PyUnicode_Check(slots[0])) {
+        PyErr_Format(PyExc_TypeError, "topic must be a str%s%.100s", given & 1 ? ", got " : "",
+                     given & 1 ? Py_TYPE(slots[0])->tp_name : "");
         return -1;
     }
-    for (int i = 1; i < 6; i++)
-        if (!slots[i]) slots[i] = Py_None;
     return 0;
 }
 
