@@ -1,6 +1,7 @@
 """The vocabulary between the pure machine and the loop: events in, actions out.
 
-Each class is a frozen value. The loop turns what the operating system and shared memory tell it
+Each class is a value that nobody changes (`frozen` would make them three times as dear to make, and
+several are made per batch). The loop turns what the operating system and shared memory tell it
 into events, and carries actions out in the order given: that order is part of the meaning (a
 `Close` stands before the `Release` of the memory its requests could still read).
 
@@ -29,7 +30,7 @@ class Kind(enum.IntEnum):
     UNKNOWN = 3
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Outcome:
     """What is told about the records [first, first + count) of a batch; becomes one frame."""
 
@@ -46,7 +47,7 @@ class Outcome:
 # --- events: batches
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BatchOpened:
     """A batch with at least one record was linked to a partition."""
 
@@ -55,14 +56,14 @@ class BatchOpened:
     slot: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BatchFull:
     """A worker sealed the batch in this head slot."""
 
     slot: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BatchSealed:
     """Answer to `Seal`: the batch is frozen and every record in it was validated."""
 
@@ -74,14 +75,14 @@ class BatchSealed:
     participants: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BatchEmpty:
     """Answer to `Seal`: no record yet and its owner is alive; ask again later."""
 
     batch: ProducerBatch
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BatchCorrupt:
     """The bytes are not what a worker's append leaves, or changed after the batch was sealed."""
 
@@ -90,7 +91,7 @@ class BatchCorrupt:
     records: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Compressed:
     """Answer to `Compress`; `size_bytes` is the size of the compressed stream."""
 
@@ -98,7 +99,7 @@ class Compressed:
     size_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Part:
     """One part of a split batch, re-encoded privately by the loop."""
 
@@ -111,7 +112,7 @@ class Part:
     body: Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SplitDone:
     """Answer to `Split`: the parts in order; the shared memory is not needed any more."""
 
@@ -122,7 +123,7 @@ class SplitDone:
 # --- events: workers and topics
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TopicWanted:
     """A worker needs the partitions of a topic; `topic_index` is its place in the directory."""
 
@@ -130,7 +131,7 @@ class TopicWanted:
     topic_index: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TopicPublished:
     """Answer to `PublishTopic`: the host-wide indices of partitions 0, 1, 2, ..."""
 
@@ -138,38 +139,38 @@ class TopicPublished:
     partition_indices: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class FlushAsked:
     """Send everything that is here now without waiting for linger."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class MemoryShort:
     """A worker is blocked for memory: nothing may linger."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class WorkerJoined:
     """A worker process attached."""
 
     owner: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class WorkerGone:
     """A worker process said goodbye or died; its batches have been reported before."""
 
     owner: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CloseAsked:
     """Deliver what is here until `deadline_ns`, fail the rest, then exit."""
 
     deadline_ns: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Tick:
     """Time passed."""
 
@@ -177,7 +178,7 @@ class Tick:
 # --- events: network
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Resolved:
     """Answer to `Resolve`: socket addresses as opaque values, at least one."""
 
@@ -186,7 +187,7 @@ class Resolved:
     addresses: tuple[Any, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ResolveFailed:
     """Answer to `Resolve`: the name has no address."""
 
@@ -195,14 +196,14 @@ class ResolveFailed:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Connected:
     """The stream is up (TCP, and TLS where used)."""
 
     conn: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ConnectFailed:
     """The connection never came up."""
 
@@ -210,7 +211,7 @@ class ConnectFailed:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Closed:
     """An established connection ended, or the peer broke the protocol."""
 
@@ -218,7 +219,7 @@ class Closed:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Wrote:
     """The last byte of this request was handed to the socket."""
 
@@ -226,7 +227,7 @@ class Wrote:
     correlation_id: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Response:
     """A decoded response; `message` is the wire class of the request's API and version."""
 
@@ -238,21 +239,21 @@ class Response:
 # --- actions: batches
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Seal:
     """Freeze the batch and validate it; answered in the same turn."""
 
     batch: ProducerBatch
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Compress:
     """Compress a sealed batch; answered by `Compressed` later."""
 
     batch: ProducerBatch
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Verify:
     """The broker found a wrong CRC: compare the bytes with the CRC first sent. Answered by
     `BatchCorrupt` in the same turn when they differ, by nothing when they are unchanged."""
@@ -260,7 +261,7 @@ class Verify:
     batch: ProducerBatch
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Split:
     """Re-encode the records as batches of at most `limit_bytes` each (single records excepted)
     in private memory; answered by `SplitDone` in the same turn."""
@@ -269,7 +270,7 @@ class Split:
     limit_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Complete:
     """Tell the participants. The outcomes cover every record of the batch, in order.
 
@@ -281,7 +282,7 @@ class Complete:
     more: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Release:
     """No request can read the batch any more: give its memory back."""
 
@@ -291,7 +292,7 @@ class Release:
 # --- actions: topics
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PublishTopic:
     """Make the topic READY with this partition count; answered by `TopicPublished`."""
 
@@ -300,7 +301,7 @@ class PublishTopic:
     partition_count: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PublishTopicError:
     """Tell waiting workers why the topic has no partitions (ignored for a READY topic)."""
 
@@ -309,7 +310,7 @@ class PublishTopicError:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PartitionAvailable:
     """The partition has, or has not, a leader that can be reached."""
 
@@ -320,7 +321,7 @@ class PartitionAvailable:
 # --- actions: network
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Resolve:
     """Look a host up off the loop."""
 
@@ -329,7 +330,7 @@ class Resolve:
     port: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Connect:
     """Open connection `conn` to one address that `Resolved` gave."""
 
@@ -339,7 +340,7 @@ class Connect:
     address: Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Close:
     """Close the connection at once; nothing more is read from or reported for it."""
 
@@ -347,7 +348,7 @@ class Close:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
     """Send a request other than Produce; `message` is its wire class."""
 
@@ -358,7 +359,7 @@ class Request:
     message: Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SendProduce:
     """Send one Produce request: at most one batch per partition, each with its sequence set."""
 
@@ -370,7 +371,7 @@ class SendProduce:
     batches: tuple[ProducerBatch, ...] = field(default=())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Exit:
     """Everything is delivered or told, and nobody is left."""
 
