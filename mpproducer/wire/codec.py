@@ -9,6 +9,7 @@ from mpproducer.errors import KafkaError
 
 MAX_VARINT_BYTES: Final = 5
 MAX_VARLONG_BYTES: Final = 10
+MAX_STRING_BYTES: Final = 32767
 
 _I16: Final = struct.Struct(">h")
 _I32: Final = struct.Struct(">i")
@@ -193,17 +194,28 @@ def int32(value: int) -> bytes:
     return _I32.pack(value)
 
 
+def text(value: str) -> bytes:
+    """Return a string's bytes. Raises ProtocolError for what no Kafka string can hold."""
+    try:
+        data = value.encode()
+    except UnicodeEncodeError as error:
+        raise ProtocolError(f"{value[:40]!r} cannot be encoded as UTF-8") from error
+    if len(data) > MAX_STRING_BYTES:
+        raise ProtocolError(f"a string of {len(data)} bytes, at most {MAX_STRING_BYTES}")
+    return data
+
+
 def string(value: str | None) -> bytes:
-    """Encode a string with a 16-bit length."""
+    """Encode a string with a 16-bit length. Raises ProtocolError."""
     if value is None:
         return b"\xff\xff"
-    data = value.encode()
+    data = text(value)
     return _I16.pack(len(data)) + data
 
 
 def compact_string(value: str | None) -> bytes:
-    """Encode a string with a varint length."""
+    """Encode a string with a varint length. Raises ProtocolError."""
     if value is None:
         return b"\0"
-    data = value.encode()
+    data = text(value)
     return uvarint(len(data) + 1) + data

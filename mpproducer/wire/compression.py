@@ -8,15 +8,17 @@ from __future__ import annotations
 import struct
 import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from mpproducer.wire.codec import Buffer, ProtocolError
+from mpproducer.wire.codec import Buffer, ProtocolError, Reader
 
 XERIAL_MAGIC: Final = b"\x82SNAPPY\0"
 _XERIAL_HEADER: Final = XERIAL_MAGIC + struct.pack(">ii", 1, 1)
 _XERIAL_BLOCK_BYTES: Final = 32 * 1024
 _GZIP_WINDOW: Final = 16 + zlib.MAX_WBITS
+_LZ4_MAX_HEADER: Final = 19
+_ZSTD_SLICE_BYTES: Final = 1024
 _LZ4_FAST: Final = 9
 """Java's default level 9 is its fast compressor; every other level is the high-compression one."""
 
@@ -111,12 +113,15 @@ def _zstd(level: int | None, pieces: Sequence[Buffer]) -> bytes:
 
 
 def decompress(codec: str, data: Buffer, max_bytes: int) -> bytes:
-    """Return the uncompressed bytes. Raises ProtocolError when damaged or beyond `max_bytes`."""
-    unpack = {"gzip": _gunzip, "snappy": _unsnappy, "lz4": _unlz4, "zstd": _unzstd}.get(codec)
+    """Return the uncompressed bytes. Raises ProtocolError when damaged or beyond `max_bytes`.
+
+    Memory is bounded by `max_bytes` and what a codec's window needs, whatever the data claims.
+    """
+    unpack = _UNPACK.get(codec)
     if unpack is None:
         raise ProtocolError(f"there is no codec {codec!r}")
     try:
-        result = unpack(data, max_bytes)
+        result = unpack(memoryview(data), max_bytes)
     except ProtocolError:
         raise
     except Exception as error:
@@ -126,37 +131,57 @@ def decompress(codec: str, data: Buffer, max_bytes: int) -> bytes:
     return result
 
 
-def _gunzip(data: Buffer, max_bytes: int) -> bytes:
-    unpacker = zlib.decompressobj(_GZIP_WINDOW)
-    result = unpacker.decompress(data, max_bytes + 1)
-    if not unpacker.eof and len(result) <= max_bytes:
-        raise ProtocolError("gzip data ends early")
-    return result
-
-
-def _unsnappy(data: Buffer, max_bytes: int) -> bytes:
-    from cramjam import snappy
-
-    view = memoryview(data)
-    if bytes(view[:8]) != XERIAL_MAGIC:
-        return bytes(snappy.decompress_raw(view))
+def _gunzip(data: memoryview, max_bytes: int) -> bytes:
     out: list[bytes] = []
-    at, total = len(_XERIAL_HEADER), 0
-    while at < len(view):
-        (size,) = struct.unpack_from(">i", view, at)
-        if size < 0 or size > len(view) - at - 4:
-            raise ProtocolError(f"a snappy block claims {size} bytes")
-        out.append(bytes(snappy.decompress_raw(view[at + 4 : at + 4 + size])))
-        total += len(out[-1])
-        if total > max_bytes:
-            break
-        at += 4 + size
+    left: Buffer = data
+    room = max_bytes + 1
+    while len(left) and room > 0:  # members one after another are one stream, as for Java
+        unpacker = zlib.decompressobj(_GZIP_WINDOW)
+        out.append(unpacker.decompress(left, room))
+        room -= len(out[-1])
+        if room > 0 and not unpacker.eof:
+            raise ProtocolError("gzip data ends early")
+        left = unpacker.unused_data
+    if not out:
+        raise ProtocolError("gzip data ends early")
     return b"".join(out)
 
 
-def _unlz4(data: Buffer, max_bytes: int) -> bytes:
+def _unsnappy(data: memoryview, max_bytes: int) -> bytes:
+    if bytes(data[:8]) != XERIAL_MAGIC:
+        return _unsnappy_block(data, max_bytes)
+    if len(data) < len(_XERIAL_HEADER):
+        raise ProtocolError("snappy data ends early")
+    out: list[bytes] = []
+    at, room = len(_XERIAL_HEADER), max_bytes
+    while at < len(data):
+        if len(data) - at < 4:
+            raise ProtocolError("snappy data ends early")
+        size = int.from_bytes(data[at : at + 4], "big", signed=True)
+        at += 4
+        if not 0 <= size <= len(data) - at:
+            raise ProtocolError(f"a snappy block claims {size} of {len(data) - at} bytes")
+        out.append(_unsnappy_block(data[at : at + size], room))
+        room -= len(out[-1])
+        at += size
+    return b"".join(out)
+
+
+def _unsnappy_block(block: memoryview, room: int) -> bytes:
+    """One raw block; the library would allocate whatever its head claims."""
+    from cramjam import snappy
+
+    claimed = Reader(block).uvarint()
+    if claimed > room:
+        raise ProtocolError(f"a snappy block claims {claimed} bytes where {room} are left")
+    return bytes(snappy.decompress_raw(block))
+
+
+def _unlz4(data: memoryview, max_bytes: int) -> bytes:
     import lz4.frame
 
+    if lz4.frame.get_frame_info(data[:_LZ4_MAX_HEADER])["block_linked"]:
+        raise ProtocolError("lz4 blocks depend on each other, which no Java client reads")
     unpacker = lz4.frame.LZ4FrameDecompressor()
     result = bytes(unpacker.decompress(data, max_length=max_bytes + 1))
     if not unpacker.eof and len(result) <= max_bytes:
@@ -164,8 +189,34 @@ def _unlz4(data: Buffer, max_bytes: int) -> bytes:
     return result
 
 
-def _unzstd(data: Buffer, max_bytes: int) -> bytes:
+def _unzstd(data: memoryview, max_bytes: int) -> bytes:
+    """In slices: this is the one interface that tells where a frame ends, and it has no bound of
+    its own. A slice grows to 32 MiB at most (a block of 4 bytes holds 128 KiB)."""
     import zstandard
 
-    reader = zstandard.ZstdDecompressor().stream_reader(bytes(data), read_across_frames=True)
-    return bytes(reader.read(max_bytes + 1))
+    out: list[bytes] = []
+    total = 0
+    unpacker = None
+    for start in range(0, len(data), _ZSTD_SLICE_BYTES):
+        rest: Buffer = data[start : start + _ZSTD_SLICE_BYTES]
+        while len(rest):
+            if unpacker is None:
+                unpacker = zstandard.ZstdDecompressor().decompressobj()
+            out.append(unpacker.decompress(rest))
+            total += len(out[-1])
+            if total > max_bytes:
+                return b"".join(out)
+            rest = unpacker.unused_data
+            if unpacker.eof:
+                unpacker = None
+    if unpacker is not None or not out:
+        raise ProtocolError("zstd data ends early")
+    return b"".join(out)
+
+
+_UNPACK: Final[dict[str, Callable[[memoryview, int], bytes]]] = {
+    "gzip": _gunzip,
+    "snappy": _unsnappy,
+    "lz4": _unlz4,
+    "zstd": _unzstd,
+}

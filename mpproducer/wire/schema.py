@@ -90,9 +90,13 @@ class Schema:
         return plan
 
     def encode(self, version: int, message: Mapping[str, Any]) -> bytes:
-        """Return the message's bytes in a version."""
+        """Return the message's bytes in a version. Raises ProtocolError when a value has no place
+        in its field."""
         out: list[bytes] = []
-        self._plan(version).write(message, out)
+        try:
+            self._plan(version).write(message, out)
+        except struct.error as error:
+            raise ProtocolError(f"{self.name} v{version}: {error}") from error
         return b"".join(out)
 
     def read(self, version: int, reader: Reader) -> Message:
@@ -134,7 +138,10 @@ class _Struct:
             for tag, data in reader.tags().items():
                 if tag in self._tagged:
                     field, read, _write = self._tagged[tag]
-                    message[field.name] = read(Reader(data))
+                    value = Reader(data)
+                    message[field.name] = read(value)
+                    if value.left():
+                        raise ProtocolError(f"{field.name} has {value.left()} bytes too many")
         return message
 
     def write(self, message: Mapping[str, Any], out: list[bytes]) -> None:
@@ -213,7 +220,7 @@ def _plan_sized(field: Field, *, flexible: bool, nullable: bool) -> tuple[Read, 
                 raise ProtocolError(f"{field.name} must not be null")
             out.append(b"\0" if flexible else b"\xff\xff" if text else b"\xff\xff\xff\xff")
             return
-        data = value.encode() if text else bytes(value)
+        data = codec.text(value) if text else bytes(value)
         size = len(data)
         if flexible:
             out.append(codec.uvarint(size + 1))
