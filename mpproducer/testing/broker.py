@@ -82,7 +82,7 @@ class Broker:
     # --- life
 
     def start(self) -> Broker:
-        """Listen; returns self. Raises RuntimeError when it runs already."""
+        """Listen; returns self. Raises OSError, and RuntimeError when it runs already."""
         if self._thread is not None:
             raise RuntimeError("the broker runs already")
         ready = threading.Event()
@@ -93,8 +93,12 @@ class Broker:
         self._thread.start()
         if not ready.wait(_START_S):
             raise RuntimeError("the broker's thread did not start")
-        for number in self._nodes:
-            self._cluster.addresses[number] = self._call(self._nodes[number].start(self._host, 0))
+        try:
+            for number, node in self._nodes.items():
+                self._cluster.addresses[number] = self._call(node.start(self._host, 0))
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     @staticmethod
@@ -201,7 +205,7 @@ class Broker:
     @property
     def versions_seen(self) -> dict[str, set[int]]:
         """Versions of each API that were asked."""
-        return {name: set(found) for name, found in self._seen.versions.items()}
+        return {name: set(found) for name, found in list(self._seen.versions.items())}
 
     @property
     def clients(self) -> set[str]:

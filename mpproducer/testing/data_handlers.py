@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from mpproducer.testing.cluster import Cluster, Partition, Topic
 from mpproducer.testing.faults import OMIT, REPEAT, Fault
 from mpproducer.testing.handlers import leader_error
-from mpproducer.testing.log import Appended
+from mpproducer.testing.log import Appended, received
 from mpproducer.wire import error_codes as codes
+from mpproducer.wire.record_batch import TRANSACTIONAL, RecordBatch
 
 Message = dict[str, Any]
+Place = str | bytes
+"""A topic as a request names it: by name or by id."""
 
 TOPIC_IDS_IN_PRODUCE: Final = 13
 TOPIC_IDS_IN_FETCH: Final = 13
@@ -33,8 +37,12 @@ def topics_of(cluster: Cluster, request: Message) -> set[str]:
     return names
 
 
-def _topic(cluster: Cluster, entry: Message, name_field: str, *, by_id: bool) -> Topic | None:
-    return cluster.by_id(entry["topic_id"]) if by_id else cluster.topics.get(entry[name_field])
+def _topic(cluster: Cluster, place: Place) -> Topic | None:
+    return cluster.by_id(place) if isinstance(place, bytes) else cluster.topics.get(place)
+
+
+def _named(place: Place) -> Message:
+    return {"topic_id": place} if isinstance(place, bytes) else {"name": place}
 
 
 def _partition(topic: Topic | None, number: int) -> Partition | None:
@@ -47,29 +55,28 @@ def produce(
     cluster: Cluster, node: int, version: int, request: Message, fault: Fault | None
 ) -> Message:
     """Append what the request brings; per partition an offset or an error."""
-    forced = fault.code if fault is not None and fault.code else codes.NONE
-    topics: list[Message] = []
     hints: set[int] = set()
+    now_ms = time.time_ns() // 1_000_000
     with cluster.lock:
-        for entry in request["topics"]:
-            topic = _topic(cluster, entry, "name", by_id=version >= TOPIC_IDS_IN_PRODUCE)
-            results = []
-            for wanted in entry["partitions"]:
-                partition = _partition(topic, wanted["index"])
-                done = _append(partition, node, version, request, wanted, forced)
-                if done.error_code == codes.UNKNOWN_TOPIC_OR_PARTITION and topic is None:
-                    by_id = version >= TOPIC_IDS_IN_PRODUCE
-                    done = Appended(codes.UNKNOWN_TOPIC_ID if by_id else done.error_code)
-                results.append(_produced(wanted["index"], done, partition))
-                if done.error_code == codes.NOT_LEADER_OR_FOLLOWER and partition is not None:
-                    hints.add(partition.leader)
-            topics.append(
-                {
-                    "name": entry["name"],
-                    "topic_id": entry["topic_id"],
-                    "partitions": results,
-                }
-            )
+        parsed = _received(version, request)
+        forbidden = _transactional(parsed.values())
+        answers: dict[Place, Message] = {}
+        for (place, number), batch in parsed.items():
+            topic = _topic(cluster, place)
+            partition = _partition(topic, number)
+            if forbidden:
+                done = Appended(codes.TRANSACTIONAL_ID_AUTHORIZATION_FAILED)
+            elif code := _scripted(fault, topic):
+                done = Appended(code, message="scripted")
+            elif topic is None and isinstance(place, bytes):
+                done = Appended(codes.UNKNOWN_TOPIC_ID)
+            else:
+                done = _append(partition, node, request["acks"], batch, now_ms)
+            entry = answers.setdefault(place, _named(place) | {"partitions": []})
+            entry["partitions"].append(_produced(number, done, partition))
+            if done.error_code == codes.NOT_LEADER_OR_FOLLOWER and partition is not None:
+                hints.add(partition.leader)
+        topics = list(answers.values())
         endpoints = [
             {"node_id": number, "host": host, "port": port, "rack": None}
             for number, (host, port) in sorted(cluster.addresses.items())
@@ -82,24 +89,41 @@ def produce(
     return {"topics": topics, "node_endpoints": endpoints}
 
 
+def _received(
+    version: int, request: Message
+) -> dict[tuple[Place, int], RecordBatch | Appended]:
+    """The batches of a request. Of a partition that is there twice Kafka takes the last one."""
+    found: dict[tuple[Place, int], RecordBatch | Appended] = {}
+    for entry in request["topics"]:
+        place = entry["topic_id"] if version >= TOPIC_IDS_IN_PRODUCE else entry["name"]
+        for wanted in entry["partitions"]:
+            found[place, wanted["index"]] = received(wanted["records"] or b"", version)
+    return found
+
+
+def _transactional(parsed: Iterable[RecordBatch | Appended]) -> bool:
+    """Whether any batch is transactional: there are no transactions here, so nobody may."""
+    return any(isinstance(one, RecordBatch) and one.attributes & TRANSACTIONAL for one in parsed)
+
+
+def _scripted(fault: Fault | None, topic: Topic | None) -> int:
+    if fault is None or (fault.topic and (topic is None or topic.name != fault.topic)):
+        return codes.NONE
+    return fault.code
+
+
 def _append(
-    partition: Partition | None,
-    node: int,
-    version: int,
-    request: Message,
-    wanted: Message,
-    forced: int,
+    partition: Partition | None, node: int, acks: int, batch: RecordBatch | Appended, now_ms: int
 ) -> Appended:
-    if forced:
-        return Appended(forced, message="scripted")
-    if request["acks"] not in _LEGAL_ACKS:
+    """The checks of a Kafka broker in its order."""
+    if partition is None:
+        return Appended(codes.UNKNOWN_TOPIC_OR_PARTITION)
+    if isinstance(batch, Appended):
+        return batch
+    if acks not in _LEGAL_ACKS:
         return Appended(codes.INVALID_REQUIRED_ACKS)
     error = leader_error(partition, node)
-    if partition is None or error:
-        return Appended(error)
-    if wanted["records"] is None:
-        return Appended(codes.INVALID_RECORD, message="no records")
-    return partition.log.append(wanted["records"], version)
+    return Appended(error) if error else partition.log.append(batch, now_ms)
 
 
 def _produced(index: int, done: Appended, partition: Partition | None) -> Message:
@@ -110,8 +134,8 @@ def _produced(index: int, done: Appended, partition: Partition | None) -> Messag
         "index": index,
         "error_code": done.error_code,
         "base_offset": done.base_offset,
-        "log_append_time_ms": -1,
-        "log_start_offset": -1 if partition is None or done.error_code else 0,
+        "log_append_time_ms": done.log_append_time_ms,
+        "log_start_offset": done.log_start_offset,
         "record_errors": [
             {"batch_index": at, "message": message} for at, message in done.record_errors
         ],
@@ -128,7 +152,7 @@ def fetch(cluster: Cluster, node: int, version: int, request: Message) -> tuple[
     with cluster.lock:
         for entry in request["topics"]:
             by_id = version >= TOPIC_IDS_IN_FETCH
-            topic = _topic(cluster, entry, "topic", by_id=by_id)
+            topic = _topic(cluster, entry["topic_id" if by_id else "topic"])
             results = []
             for wanted in entry["partitions"]:
                 partition = _partition(topic, wanted["partition"])

@@ -34,7 +34,7 @@ class Fault:
 
     def error(self, code: int) -> Fault:
         """Answer with this error code, without doing anything (per partition for Produce)."""
-        self.kind, self.code = ERROR, code
+        self.code, self.kind = code, ERROR
         return self
 
     def close_before(self) -> Fault:
@@ -87,6 +87,11 @@ class Fault:
         self.throttle_ms = milliseconds
         return self
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing was scripted yet: `on` registers it before its kind is chosen."""
+        return not (self.kind or self.delay_s or self.throttle_ms)
+
     def remove(self) -> None:
         """End the fault now."""
         self.removed = True
@@ -109,7 +114,7 @@ class Faults:
         """Return the first fault that applies to a request, counting the hit."""
         with self._lock:
             for fault in self.scripted:
-                if fault.removed or fault.hits >= fault.times or fault.api != api:
+                if fault.removed or fault.idle or fault.hits >= fault.times or fault.api != api:
                     continue
                 if fault.node is not None and fault.node != node:
                     continue

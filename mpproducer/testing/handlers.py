@@ -6,6 +6,7 @@ returns the message of the response. Produce and Fetch are in `data_handlers.py`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -19,6 +20,17 @@ LATEST_TIMESTAMP: Final = -1
 EARLIEST_TIMESTAMP: Final = -2
 MAX_TIMESTAMP: Final = -3
 EARLIEST_LOCAL_TIMESTAMP: Final = -4
+_TOPIC_CONFIGS: Final = """
+    cleanup.policy compression.gzip.level compression.lz4.level compression.type
+    compression.zstd.level delete.retention.ms file.delete.delay.ms flush.messages flush.ms
+    follower.replication.throttled.replicas index.interval.bytes
+    leader.replication.throttled.replicas local.retention.bytes local.retention.ms
+    max.compaction.lag.ms max.message.bytes message.timestamp.after.max.ms
+    message.timestamp.before.max.ms message.timestamp.type min.cleanable.dirty.ratio
+    min.compaction.lag.ms min.insync.replicas preallocate remote.log.copy.disable
+    remote.log.delete.on.disable remote.storage.enable retention.bytes retention.ms segment.bytes
+    segment.index.bytes segment.jitter.ms segment.ms unclean.leader.election.enable
+"""
 _CLUSTER_ID: Final = "mpproducer-testing-xxx"
 
 
@@ -30,7 +42,8 @@ def metadata(cluster: Cluster, node: int, version: int, request: Message) -> Mes
             topics = [_topic(cluster, topic) for topic in cluster.topics.values()]
         else:
             may_create = request["allow_auto_topic_creation"] and cluster.auto_create
-            topics = [_wanted_topic(cluster, entry, may_create=may_create) for entry in wanted]
+            once = {(entry["name"], entry["topic_id"]): entry for entry in wanted}
+            topics = [_wanted_topic(cluster, e, may_create=may_create) for e in once.values()]
         return {
             "brokers": [
                 {"node_id": number, "host": host, "port": port, "rack": None}
@@ -89,7 +102,7 @@ def _partition(cluster: Cluster, partition: Partition) -> Message:
 def init_producer_id(cluster: Cluster, node: int, version: int, request: Message) -> Message:
     """A new producer id for every call, epoch 0, as Kafka without a transactional id."""
     if request["transactional_id"] is not None:
-        return {"error_code": codes.INVALID_REQUEST}
+        return {"error_code": codes.INVALID_REQUEST, "producer_epoch": -1}
     return {"error_code": codes.NONE, "producer_id": cluster.producer_id(), "producer_epoch": 0}
 
 
@@ -118,6 +131,8 @@ def _offset_of(cluster: Cluster, node: int, name: str, wanted: Message) -> Messa
             return {"partition_index": number, "error_code": error}
         log, when = partition.log, wanted["timestamp"]
         offset, timestamp = -1, -1
+        if when < EARLIEST_LOCAL_TIMESTAMP:
+            return {"partition_index": number, "error_code": codes.UNSUPPORTED_VERSION}
         if when == LATEST_TIMESTAMP:
             offset = log.end_offset
         elif when in (EARLIEST_TIMESTAMP, EARLIEST_LOCAL_TIMESTAMP):
@@ -132,7 +147,7 @@ def _offset_of(cluster: Cluster, node: int, name: str, wanted: Message) -> Messa
             "error_code": codes.NONE,
             "timestamp": timestamp,
             "offset": offset,
-            "leader_epoch": partition.leader_epoch,
+            "leader_epoch": partition.leader_epoch if offset >= 0 else -1,
         }
 
 
@@ -150,7 +165,7 @@ def leader_error(partition: Partition | None, node: int, epoch: int = -1) -> int
 
 
 def create_topics(cluster: Cluster, node: int, version: int, request: Message) -> Message:
-    """Create topics; `max.message.bytes` is the one topic configuration that is kept."""
+    """Create topics; `max.message.bytes` is the one topic configuration that has an effect."""
     return {
         "topics": [
             _create(cluster, wanted, validate_only=request["validate_only"])
@@ -159,45 +174,85 @@ def create_topics(cluster: Cluster, node: int, version: int, request: Message) -
     }
 
 
+class _Refused(Exception):
+    """(error code, message) of a topic that cannot be created."""
+
+
 def _create(cluster: Cluster, wanted: Message, *, validate_only: bool) -> Message:
     name: str = wanted["name"]
-    count, replication = wanted["num_partitions"], wanted["replication_factor"]
-    count = cluster.default_partitions if count == -1 else count
-    replication = 1 if replication == -1 else replication
-    if wanted["assignments"]:
-        count = len(wanted["assignments"])
-        replication = len(wanted["assignments"][0]["broker_ids"])
     with cluster.lock:
-        error, message = codes.NONE, None
-        if not legal_name(name):
-            error, message = codes.INVALID_TOPIC, f"{name!r} is not a legal topic name"
-        elif name in cluster.topics:
-            error, message = codes.TOPIC_ALREADY_EXISTS, f"Topic '{name}' already exists."
-        elif count < 1:
-            error, message = codes.INVALID_PARTITIONS, "at least one partition"
-        elif not 1 <= replication <= len(cluster.alive):
-            error = codes.INVALID_REPLICATION_FACTOR
-            message = f"replication {replication} with {len(cluster.alive)} nodes"
-        if error or validate_only:
-            return {"name": name, "error_code": error, "error_message": message}
-        topic = cluster.create(name, count, replication)
-        for assignment in wanted["assignments"]:
-            partition = topic.partitions[assignment["partition_index"]]
-            partition.replicas = list(assignment["broker_ids"])
-            partition.leader = partition.replicas[0]
-        for entry in wanted["configs"]:
-            if entry["name"] == "max.message.bytes":
-                for partition in topic.partitions:
-                    partition.log.max_message_bytes = int(entry["value"])
-        return {
+        try:
+            replicas = _replicas(cluster, wanted)
+            max_message_bytes = _max_message_bytes(wanted["configs"])
+        except _Refused as refused:
+            code, message = refused.args
+            return {"name": name, "error_code": code, "error_message": message, "configs": []}
+        answer = {
             "name": name,
-            "topic_id": topic.topic_id,
             "error_code": codes.NONE,
             "error_message": None,
-            "num_partitions": count,
-            "replication_factor": replication,
+            "num_partitions": len(replicas),
+            "replication_factor": len(replicas[0]),
             "configs": [],
         }
+        if validate_only:
+            return answer
+        topic = cluster.create(name, len(replicas), len(replicas[0]))
+        for partition, nodes in zip(topic.partitions, replicas, strict=True):
+            if wanted["assignments"]:
+                partition.replicas, partition.leader = nodes, nodes[0]
+            if max_message_bytes is not None:
+                partition.log.max_message_bytes = max_message_bytes
+        return answer | {"topic_id": topic.topic_id}
+
+
+def _replicas(cluster: Cluster, wanted: Message) -> list[list[int]]:
+    """The nodes of each partition of a topic to create. Raises _Refused."""
+    name: str = wanted["name"]
+    count, replication = wanted["num_partitions"], wanted["replication_factor"]
+    if not legal_name(name):
+        raise _Refused(codes.INVALID_TOPIC, f"{name!r} is not a legal topic name")
+    if name in cluster.topics:
+        raise _Refused(codes.TOPIC_ALREADY_EXISTS, f"Topic '{name}' already exists.")
+    if wanted["assignments"]:
+        if (count, replication) != (-1, -1):
+            raise _Refused(codes.INVALID_REQUEST, "an assignment, and not -1 for the counts")
+        return _assigned(cluster, wanted["assignments"])
+    count = cluster.default_partitions if count == -1 else count
+    replication = 1 if replication == -1 else replication
+    if count < 1:
+        raise _Refused(codes.INVALID_PARTITIONS, "at least one partition")
+    if not 1 <= replication <= len(cluster.alive):
+        message = f"replication {replication} with {len(cluster.alive)} nodes"
+        raise _Refused(codes.INVALID_REPLICATION_FACTOR, message)
+    return [[-1] * replication for _ in range(count)]
+
+
+def _assigned(cluster: Cluster, assignments: list[Message]) -> list[list[int]]:
+    by_number = {entry["partition_index"]: list(entry["broker_ids"]) for entry in assignments}
+    if sorted(by_number) != list(range(len(assignments))):
+        raise _Refused(codes.INVALID_REPLICA_ASSIGNMENT, "partitions are not 0, 1, 2...")
+    for nodes in by_number.values():
+        if len(nodes) != len(by_number[0]) or not nodes or len(set(nodes)) != len(nodes):
+            raise _Refused(codes.INVALID_REPLICA_ASSIGNMENT, "replicas missing or repeated")
+        if not cluster.alive.issuperset(nodes):
+            raise _Refused(codes.INVALID_REPLICA_ASSIGNMENT, f"not all of {nodes} are there")
+    return [by_number[number] for number in range(len(by_number))]
+
+
+def _max_message_bytes(configs: list[Message]) -> int | None:
+    found = None
+    for entry in configs:
+        name, value = entry["name"], entry["value"]
+        if name not in _TOPIC_CONFIGS.split():
+            raise _Refused(codes.INVALID_CONFIG, f"Unknown topic config name: {name}")
+        if value is None:
+            raise _Refused(codes.INVALID_CONFIG, f"Null value not supported: {name}")
+        if name == "max.message.bytes":
+            if not re.fullmatch(r"\d{1,10}", value):
+                raise _Refused(codes.INVALID_CONFIG, f"Invalid value {value} for {name}")
+            found = int(value)
+    return found
 
 
 def delete_topics(cluster: Cluster, node: int, version: int, request: Message) -> Message:

@@ -12,10 +12,27 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from mpproducer.wire import error_codes as codes
-from mpproducer.wire.codec import ProtocolError
-from mpproducer.wire.record_batch import CONTROL, Headers, RecordBatch, batch_records, parse_batches
+from mpproducer.wire.codec import Buffer, ProtocolError
+from mpproducer.wire.compression import decompress
+from mpproducer.wire.record_batch import (
+    CODEC_MASK,
+    CODECS,
+    CONTROL,
+    Headers,
+    RecordBatch,
+    batch_records,
+    parse_batches,
+    read_records,
+)
 
 REMEMBERED_BATCHES: Final = 5
+MAX_AHEAD_MS: Final = 3_600_000  # message.timestamp.after.max.ms
+MAX_RECORDS_BYTES: Final = 1 << 28
+MAGIC_AT: Final = 16
+MAGIC: Final = 2
+LEAST_LENGTH: Final = 14  # of the oldest format
+ZSTD: Final = CODECS.index("zstd")
+ZSTD_SINCE: Final = 7
 NO_PRODUCER: Final = -1
 _SEQUENCES: Final = 1 << 31
 
@@ -49,12 +66,48 @@ class Appended(NamedTuple):
     base_offset: int = -1
     message: str | None = None
     record_errors: tuple[tuple[int, str | None], ...] = ()
+    log_start_offset: int = -1
+    log_append_time_ms: int = -1
+
+
+def received(data: bytes | memoryview, version: int) -> RecordBatch | Appended:
+    """The one batch of a partition in a Produce request of a version, or why there is none.
+
+    As `ProduceRequest.validateRecords`: what comes after the batch and is no batch is not seen.
+    """
+    try:
+        raw = _first_batch(memoryview(data))
+        if raw is None:
+            return Appended(codes.INVALID_RECORD, message="no record batch")
+        if raw[MAGIC_AT] != MAGIC:
+            return Appended(codes.INVALID_RECORD, message=f"record batch of magic {raw[MAGIC_AT]}")
+        (batch,) = parse_batches(raw)
+        if batch.attributes & CODEC_MASK == ZSTD and version < ZSTD_SINCE:
+            return Appended(codes.UNSUPPORTED_COMPRESSION_TYPE, message="zstd needs Produce v7")
+        if _first_batch(memoryview(data)[len(raw) :]) is not None:
+            return Appended(codes.INVALID_RECORD, message="more than one record batch")
+    except ProtocolError as error:
+        return Appended(codes.CORRUPT_MESSAGE, message=str(error))
+    return batch
+
+
+def _first_batch(data: memoryview) -> memoryview | None:
+    """Bytes of the batch that starts here, None when they are fewer. Raises ProtocolError."""
+    if len(data) <= MAGIC_AT:
+        return None
+    length = int.from_bytes(data[8:12], "big", signed=True)
+    if length < LEAST_LENGTH:
+        raise ProtocolError(f"record batch claims {length} bytes")
+    if data[MAGIC_AT] > MAGIC:
+        raise ProtocolError(f"record batch of magic {data[MAGIC_AT]}")
+    return data[: 12 + length] if length <= len(data) - 12 else None
 
 
 class _Written(NamedTuple):
     first_sequence: int
     last_sequence: int
     base_offset: int
+    max_timestamp_ms: int
 
 
 @dataclass
@@ -74,24 +127,13 @@ class PartitionLog:
         self.strict_offsets = strict_offsets
         self._producers: OrderedDict[int, _ProducerState] = OrderedDict()
 
-    def append(self, data: bytes | memoryview, version: int) -> Appended:
-        """Validate one produced record set and append it. `version` is that of the request."""
-        try:
-            batches = list(parse_batches(data))
-        except ProtocolError as error:
-            return Appended(codes.CORRUPT_MESSAGE, message=str(error))
-        if len(batches) != 1:
-            return Appended(
-                codes.INVALID_RECORD,
-                message=f"a produce request has one batch per partition, not {len(batches)}",
-            )
-        batch = batches[0]
-        refused = self._check(batch, version)
-        if refused is not None:
-            return refused
-        return self._check_producer(batch) or self._store(batch)
+    def append(self, batch: RecordBatch, now_ms: int) -> Appended:
+        """Validate a batch from `received` and append it."""
+        return self._check(batch, now_ms) or self._check_producer(batch) or self._store(batch)
 
-    def _check(self, batch: RecordBatch, version: int) -> Appended | None:
+    def _check(self, batch: RecordBatch, now_ms: int) -> Appended | None:
+        if batch.base_offset != 0:
+            return self._refused(codes.INVALID_RECORD, "the base offset is not 0")
         if len(batch.raw) > self.max_message_bytes:
             return Appended(
                 codes.MESSAGE_TOO_LARGE,
@@ -100,23 +142,44 @@ class PartitionLog:
         if not batch.crc_valid():
             return Appended(codes.CORRUPT_MESSAGE, message="CRC mismatch")
         if batch.attributes & CONTROL or batch.count <= 0:
-            return Appended(codes.INVALID_RECORD, message="no records, or a control batch")
+            return self._refused(codes.INVALID_RECORD, "no records, or a control batch")
         if batch.last_offset_delta + 1 != batch.count:
-            return Appended(codes.INVALID_RECORD, message="count and last offset delta disagree")
-        if batch.producer_id >= 0 and (batch.base_sequence < 0 or batch.epoch < 0):
-            return Appended(codes.INVALID_RECORD, message="producer id without epoch or sequence")
-        return self._check_records(batch, version)
+            return self._refused(codes.INVALID_RECORD, "count and last offset delta disagree")
+        if batch.producer_id >= 0 and batch.base_sequence < 0:
+            return self._refused(codes.INVALID_RECORD, "a producer id without a sequence")
+        return self._check_records(batch, now_ms)
 
-    def _check_records(self, batch: RecordBatch, version: int) -> Appended | None:
+    def _check_records(self, batch: RecordBatch, now_ms: int) -> Appended | None:
+        data: Buffer = batch.records
         try:
-            codec = batch.codec
-            if codec == "zstd" and version < 7:
-                return Appended(codes.UNSUPPORTED_COMPRESSION_TYPE, message="zstd needs v7")
-            if codec != "none" or self.strict_offsets:
-                batch_records(batch)
+            if batch.codec != "none":
+                data = decompress(batch.codec, data, MAX_RECORDS_BYTES)
+        except ProtocolError as error:  # to Kafka this is an accident, not an error of the client
+            return self._refused(codes.UNKNOWN_SERVER_ERROR, str(error))
+        try:
+            records = read_records(data, batch.count, dense=False)
         except ProtocolError as error:
-            return Appended(codes.INVALID_RECORD, message=str(error))
+            return self._refused(codes.INVALID_RECORD, str(error))
+        if any(record.offset_delta != index for index, record in enumerate(records)):
+            if batch.codec != "none":
+                return self._refused(codes.UNKNOWN_SERVER_ERROR, "offset deltas are not dense")
+            if self.strict_offsets:
+                return self._refused(codes.INVALID_RECORD, "offset deltas are not dense")
+        latest = now_ms + MAX_AHEAD_MS - batch.base_timestamp_ms
+        late = [i for i, record in enumerate(records) if record.timestamp_delta > latest]
+        if late:
+            return self._refused(
+                codes.INVALID_TIMESTAMP,
+                "One or more records have been rejected due to invalid timestamp",
+                tuple((index, f"more than {MAX_AHEAD_MS} ms from now") for index in late),
+            )
         return None
+
+    def _refused(
+        self, code: int, message: str, record_errors: tuple[tuple[int, str | None], ...] = ()
+    ) -> Appended:
+        """What Kafka refuses while it appends comes with the log's start; the rest does not."""
+        return Appended(code, -1, message, record_errors, self.start_offset)
 
     def _check_producer(self, batch: RecordBatch) -> Appended | None:
         """Duplicate, gap and epoch rules (ProducerAppendInfo.checkSequence, checkProducerEpoch)."""
@@ -124,22 +187,28 @@ class PartitionLog:
         if batch.producer_id == NO_PRODUCER or state is None:
             return None
         if batch.epoch < state.epoch:
-            return Appended(codes.INVALID_PRODUCER_EPOCH, message="the epoch is over")
+            return self._refused(codes.INVALID_PRODUCER_EPOCH, "the epoch is over")
         if batch.epoch > state.epoch:
             if batch.base_sequence != 0:
-                return Appended(
-                    codes.OUT_OF_ORDER_SEQUENCE_NUMBER, message="a new epoch starts at sequence 0"
+                return self._refused(
+                    codes.OUT_OF_ORDER_SEQUENCE_NUMBER, "a new epoch starts at sequence 0"
                 )
             return None
         last = (batch.base_sequence + batch.count - 1) % _SEQUENCES
         for written in state.batches:
             if written.first_sequence == batch.base_sequence and written.last_sequence == last:
-                return Appended(codes.NONE, written.base_offset)
+                # Kafka tells a duplicate's timestamp as if the log had set it.
+                return Appended(
+                    codes.NONE,
+                    written.base_offset,
+                    log_start_offset=self.start_offset,
+                    log_append_time_ms=written.max_timestamp_ms,
+                )
         expected = (state.batches[-1].last_sequence + 1) % _SEQUENCES
         if batch.base_sequence != expected:
-            return Appended(
+            return self._refused(
                 codes.OUT_OF_ORDER_SEQUENCE_NUMBER,
-                message=f"sequence {batch.base_sequence} where {expected} was expected",
+                f"sequence {batch.base_sequence} where {expected} was expected",
             )
         return None
 
@@ -156,8 +225,10 @@ class PartitionLog:
             if state is None or state.epoch != batch.epoch:
                 state = self._producers[batch.producer_id] = _ProducerState(batch.epoch)
             last = (batch.base_sequence + batch.count - 1) % _SEQUENCES
-            state.batches.append(_Written(batch.base_sequence, last, base_offset))
-        return Appended(codes.NONE, base_offset)
+            state.batches.append(
+                _Written(batch.base_sequence, last, base_offset, batch.max_timestamp_ms)
+            )
+        return Appended(codes.NONE, base_offset, log_start_offset=self.start_offset)
 
     def forget_producers(self) -> None:
         """As after producer.id.expiration.ms: nothing is known about any producer id."""

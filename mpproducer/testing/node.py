@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -16,6 +18,7 @@ from mpproducer.testing import data_handlers, faults
 from mpproducer.testing.cluster import Cluster
 from mpproducer.testing.faults import Fault, Faults
 from mpproducer.testing.handlers import HANDLERS
+from mpproducer.wire import error_codes as codes
 from mpproducer.wire.codec import ProtocolError, int32
 from mpproducer.wire.framing import (
     RequestHeader,
@@ -27,6 +30,7 @@ from mpproducer.wire.messages import API_VERSIONS, APIS, FETCH, PRODUCE, Api
 Message = dict[str, Any]
 
 MAX_REQUEST_BYTES: Final = 100 * 1024 * 1024  # socket.request.max.bytes
+_SOFTWARE: Final = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9\-.]*[a-zA-Z0-9])?")
 _READ_BYTES: Final = 256 * 1024
 _GARBAGE: Final = int32(32) + b"\xff" * 32
 
@@ -140,7 +144,8 @@ class Node:
         if not low <= header.version <= high:
             if api is not API_VERSIONS:
                 raise ProtocolError(f"{api.name} v{header.version} is not spoken here")
-            await self._send(writer, encode_response(api, 0, header.correlation_id, self._apis(35)))
+            unsupported = self._apis(codes.UNSUPPORTED_VERSION, [API_VERSIONS])
+            await self._send(writer, encode_response(api, 0, header.correlation_id, unsupported))
             return True
         request = api.request.read(header.version, body)
         if body.left():
@@ -170,16 +175,19 @@ class Node:
     ) -> Message:
         code = fault.code if fault is not None else 0
         if api is API_VERSIONS:
+            named = (request["client_software_name"], request["client_software_version"])
+            if header.version >= 3 and not all(map(_SOFTWARE.fullmatch, named)):
+                code = code or codes.INVALID_REQUEST
             response = self._apis(code)
         elif api is PRODUCE:
             response = data_handlers.produce(
                 self._cluster, self.number, header.version, request, fault
             )
             self._appends.announce()
+        elif code:
+            response = _failed(api, header.version, request, code)
         elif api is FETCH:
             response = await self._fetch(header.version, request)
-        elif code:
-            response = _failed(api, request, code)
         else:
             response = HANDLERS[api.name](self._cluster, self.number, header.version, request)
         if fault is not None and fault.throttle_ms:
@@ -197,12 +205,12 @@ class Node:
                 return response
             await self._appends.wait(until - loop.time())
 
-    def _apis(self, error_code: int) -> Message:
+    def _apis(self, error_code: int, apis: Iterable[Api] = tuple(APIS.values())) -> Message:
         return {
             "error_code": error_code,
             "api_keys": [
                 {"api_key": api.key, "min_version": low, "max_version": high}
-                for api in APIS.values()
+                for api in apis
                 for low, high in (self._versions[api.name],)
             ],
         }
@@ -237,27 +245,27 @@ class Node:
         await writer.drain()
 
 
-def _failed(api: Api, request: Message, code: int) -> Message:
-    """A response that says nothing but an error code, in the place where the API has it."""
-    if api.name == "Metadata":
-        names = [topic["name"] for topic in request["topics"] or ()]
-        return {"topics": [{"error_code": code, "name": name} for name in names], "brokers": []}
-    if api.name == "CreateTopics":
+def _failed(api: Api, version: int, request: Message, code: int) -> Message:
+    """A response that says nothing but an error code, in every place where the API has one."""
+    name = api.name
+    if name == "Metadata":
+        topics = request["topics"] or ()
+        return {"topics": [t | {"error_code": code} for t in topics], "brokers": []}
+    if name == "CreateTopics":
         return {"topics": [{"name": t["name"], "error_code": code} for t in request["topics"]]}
-    if api.name == "DeleteTopics":
-        names = request["topic_names"]
-        return {"responses": [{"name": name, "error_code": code} for name in names]}
-    if api.name == "ListOffsets":
-        return {
-            "topics": [
-                {
-                    "name": topic["name"],
-                    "partitions": [
-                        {"partition_index": p["partition_index"], "error_code": code}
-                        for p in topic["partitions"]
-                    ],
-                }
-                for topic in request["topics"]
-            ]
-        }
+    if name == "DeleteTopics":
+        return {"responses": [{"name": n, "error_code": code} for n in request["topic_names"]]}
+    if name == "FindCoordinator" and version >= 4:
+        failed = {"node_id": -1, "host": "", "port": -1, "error_code": code}
+        return {"coordinators": [failed | {"key": key} for key in request["coordinator_keys"]]}
+    if name == "Fetch":
+        return {"responses": [_failed_topic(t, "partition", code) for t in request["topics"]]}
+    if name in ("ListOffsets", "OffsetCommit"):
+        return {"topics": [_failed_topic(t, "partition_index", code) for t in request["topics"]]}
     return {"error_code": code}
+
+
+def _failed_topic(topic: Message, number: str, code: int) -> Message:
+    nothing = {"error_code": code, "high_watermark": -1, "records": b""}
+    partitions = [nothing | {"partition_index": p[number]} for p in topic["partitions"]]
+    return topic | {"partitions": partitions}

@@ -163,28 +163,27 @@ def parse_batches(data: Buffer) -> Iterator[RecordBatch]:
         at += 12 + length
 
 
-def read_records(data: Buffer, count: int) -> list[Record]:
+def read_records(data: Buffer, count: int, *, dense: bool = True) -> list[Record]:
     """Return the `count` records of uncompressed bytes, checking every bound.
 
-    Raises ProtocolError; offset deltas must be dense.
+    Raises ProtocolError, also for offset deltas that are not 0, 1, 2... where they must be `dense`.
     """
     reader = Reader(data)
     if count < 0 or count > reader.left():
         raise ProtocolError(f"{count} records do not fit {reader.left()} bytes")
-    records = [_read_record(reader, index) for index in range(count)]
+    records = [_read_record(reader, index, dense=dense) for index in range(count)]
     if reader.left():
         raise ProtocolError(f"{reader.left()} bytes behind the last record")
     return records
 
 
-def _read_record(reader: Reader, index: int) -> Record:
+def _read_record(reader: Reader, index: int, *, dense: bool) -> Record:
     length = reader.varint()
     start = reader.at
     body = Reader(reader.take(length))
-    if body.int8() != 0:
-        raise ProtocolError(f"record {index} has attributes")
+    body.int8()  # attributes, of which none has a meaning yet
     timestamp_delta, offset_delta = body.varlong(), body.varint()
-    if offset_delta != index:
+    if dense and offset_delta != index:
         raise ProtocolError(f"record {index} has offset delta {offset_delta}")
     key, value = _read_field(body), _read_field(body)
     count = body.varint()
