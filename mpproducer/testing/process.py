@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import Any
 
 from mpproducer.testing.broker import Broker
-from mpproducer.testing.faults import Fault
 
 _FLUENT = (
     "error", "close_before", "close_after", "drop_reply", "garbage", "half_reply",
@@ -65,7 +64,8 @@ class _Manager(BaseManager):
 
 _Manager.register("Broker", _Host, exposed=(*_METHODS, "value", "begin"),
                   method_to_typeid={"on": "Fault"})  # fmt: skip
-_Manager.register("Fault", Fault, proxytype=_FaultProxy, create_method=False)
+_Manager.register("Fault", None, exposed=_FaultProxy._exposed_, proxytype=_FaultProxy,
+                  create_method=False)  # fmt: skip
 
 
 def _end_with_parent() -> None:
@@ -94,22 +94,39 @@ class BrokerProcess:
         self._broker: Any = None
 
     def start(self) -> BrokerProcess:
-        """Start the process and the nodes; returns self. Raises ValueError as `Broker`."""
+        """Start the process and the nodes; returns self. Raises ValueError, OSError and
+        RuntimeError as `Broker`."""
+        if self._manager is not None:
+            raise RuntimeError("the broker runs already")
         brokers, options = self._arguments
         Broker(brokers, **options)  # wrong arguments are told here, not by a traceback there
         manager = _Manager(ctx=multiprocessing.get_context("spawn"))
         manager.start(initializer=_end_with_parent)
         self._manager = manager
-        self._broker = manager.Broker(brokers, **options)  # type: ignore[attr-defined]
-        self._broker.begin()
+        try:
+            self._broker = manager.Broker(brokers, **options)  # type: ignore[attr-defined]
+            self._broker.begin()
+        except BaseException:
+            self.stop()
+            raise
         return self
+
+    @property
+    def pid(self) -> int:
+        """Process id of the running broker. Raises RuntimeError when it does not run."""
+        if self._manager is None:
+            raise RuntimeError("the broker does not run")
+        return int(self._manager._process.pid)  # type: ignore[attr-defined]
 
     def stop(self) -> None:
         """End the process; idempotent."""
         if self._manager is not None:
-            self._broker.stop()
-            self._manager.shutdown()
-            self._manager = self._broker = None
+            try:
+                if self._broker is not None:
+                    self._broker.stop()
+            finally:
+                self._manager.shutdown()
+                self._manager = self._broker = None
 
     def __enter__(self) -> BrokerProcess:
         return self.start()

@@ -146,8 +146,8 @@ class Raw:
         )
         return {a["api_key"]: (a["min_version"], a["max_version"]) for a in answer["api_keys"]}
 
-    def create(self, name: str, partitions: int = 1, **configs: str) -> Topic:
-        """Create a topic and return when every partition is served."""
+    def create(self, name: str, partitions: int = 1, *, wait: bool = True, **configs: str) -> Topic:
+        """Create a topic; return when this broker serves every partition, or without `wait`."""
         pairs = [{"name": k.replace("_", "."), "value": v} for k, v in configs.items()]
         topic = {
             "name": name, "num_partitions": partitions, "replication_factor": 1,
@@ -159,11 +159,23 @@ class Raw:
         made = Topic(name, created["topic_id"])
         until = time.monotonic() + WAIT_S
         # Metadata tells of a leader before the leader itself knows.
-        while any(self.latest(made, p)["error_code"] for p in range(partitions)):
+        while wait and any(self.latest(made, p)["error_code"] for p in range(partitions)):
             if time.monotonic() > until:
                 raise TimeoutError(f"nobody serves {name}")
             time.sleep(0.01)
         return made
+
+    def led(self, topic: Topic, partitions: int) -> Message:
+        """Metadata of a topic as soon as every partition has a leader."""
+        until = time.monotonic() + WAIT_S
+        while True:
+            found = self.metadata(topic.name)
+            leaders = [p["leader_id"] for p in found["topics"][0]["partitions"]]
+            if len(leaders) == partitions and min(leaders) >= 0:
+                return found
+            if time.monotonic() > until:
+                raise TimeoutError(f"{topic.name} has no leaders")
+            time.sleep(0.01)
 
     def delete(self, name: str) -> None:
         self.ask(DELETE_TOPICS, 5, {"topic_names": [name], "timeout_ms": 10_000})

@@ -143,8 +143,9 @@ def _fed(data: bytes, sizes: Callable[[], int], max_frame_bytes: int) -> tuple[l
     frames: list[bytes] = []
     at = 0
     while at < len(data):
+        rest = memoryview(data)[at:]
 
-        def read_into(view: memoryview, left: memoryview = memoryview(data)[at:]) -> int:
+        def read_into(view: memoryview, left: memoryview = rest) -> int:
             count = min(sizes(), len(view), len(left))
             view[:count] = left[:count]
             return count
