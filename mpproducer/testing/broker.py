@@ -24,8 +24,11 @@ _CALL_S: Final = 60.0
 class Broker:
     """A Kafka cluster in a thread of this process; a context manager. All methods are thread-safe.
 
-    It is as strict as a Kafka leader: CRC, record structure, duplicate, gap and epoch of producer
-    ids, leadership, sizes, versions. Any Kafka client can write to it and read back from it.
+    It is as strict as a Kafka leader: CRC, record structure, timestamps, duplicate, gap and epoch
+    of producer ids, leadership, sizes, versions; one suite of probes gets the same answers from it
+    and from Kafka 4.3. It is stricter where Kafka overlooks a client's mistake (`strict_offsets`,
+    bytes behind a request), and says in `error_message` why where Kafka says nothing.
+    Any Kafka client can write to it and read back from it.
     Consumers must assign their partitions themselves: there is no group membership, no TLS or
     SASL, and there are no transactions. Nothing is on disk; `stop` forgets everything.
 

@@ -1,7 +1,7 @@
 """One partition's log with the producer rules of a Kafka leader: pure, no sockets, no clock.
 
-What `kafka.log.UnifiedLog`, `LogValidator` and `ProducerStateManager` check of a produced batch,
-in their order. Stricter than Kafka in one point: offset deltas of uncompressed batches must be
+What `ProduceRequest`, `UnifiedLog`, `LogValidator` and `ProducerStateManager` check of a produced
+batch, in their order. Stricter than Kafka in one point: offset deltas of uncompressed batches must be
 dense, too (Kafka stores such holes silently).
 """
 

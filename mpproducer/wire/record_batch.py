@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import crc32c
 
@@ -52,8 +52,7 @@ def batch_header(
     return _PREFIX.pack(0, HEADER_BYTES - 12 + records_bytes, -1, 2, crc) + suffix
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """One record as read back; offset and timestamp are relative to its batch."""
 
     offset_delta: int
@@ -168,46 +167,80 @@ def read_records(data: Buffer, count: int, *, dense: bool = True) -> list[Record
 
     Raises ProtocolError, also for offset deltas that are not 0, 1, 2... where they must be `dense`.
     """
-    reader = Reader(data)
-    if count < 0 or count > reader.left():
-        raise ProtocolError(f"{count} records do not fit {reader.left()} bytes")
-    records = [_read_record(reader, index, dense=dense) for index in range(count)]
-    if reader.left():
-        raise ProtocolError(f"{reader.left()} bytes behind the last record")
+    raw = bytes(data)
+    if count < 0 or count > len(raw):
+        raise ProtocolError(f"{count} records do not fit {len(raw)} bytes")
+    records = []
+    at = 0
+    try:
+        for index in range(count):
+            record, at = _read_record(raw, at, index)
+            if dense and record.offset_delta != index:
+                raise ProtocolError(f"record {index} has offset delta {record.offset_delta}")
+            records.append(record)
+    except IndexError as error:
+        raise ProtocolError(f"record {index} ends behind its {len(raw)} bytes") from error
+    if at != len(raw):
+        raise ProtocolError(f"{len(raw) - at} bytes behind the last record")
     return records
 
 
-def _read_record(reader: Reader, index: int, *, dense: bool) -> Record:
-    length = reader.varint()
-    start = reader.at
-    body = Reader(reader.take(length))
-    body.int8()  # attributes, of which none has a meaning yet
-    timestamp_delta, offset_delta = body.varlong(), body.varint()
-    if dense and offset_delta != index:
-        raise ProtocolError(f"record {index} has offset delta {offset_delta}")
-    key, value = _read_field(body), _read_field(body)
-    count = body.varint()
-    if count < 0 or count > body.left():
+def _read_record(raw: bytes, at: int, index: int) -> tuple[Record, int]:
+    """The record at `at`, and where it ends. Raises ProtocolError, or IndexError at the end.
+
+    The records of a batch are many: hence bytes and indexes here instead of a `Reader`.
+    """
+    length, start = _varint(raw, at)
+    end = start + length
+    if length < 0 or end > len(raw):
+        raise ProtocolError(f"record {index} claims {length} of {len(raw) - start} bytes")
+    # One byte of attributes comes first, of which none has a meaning yet.
+    timestamp_delta, at = _varint(raw, start + 1, wide=True)
+    offset_delta, at = _varint(raw, at)
+    key, at = _read_field(raw, at, end)
+    value, at = _read_field(raw, at, end)
+    count, at = _varint(raw, at)
+    if count < 0 or count > end - at:
         raise ProtocolError(f"record {index} claims {count} headers")
     headers = []
     for _ in range(count):
-        name = _read_field(body)
+        name, at = _read_field(raw, at, end)
         if name is None:
             raise ProtocolError(f"record {index} has a header without a name")
+        content, at = _read_field(raw, at, end)
         try:
-            headers.append((name.decode(), _read_field(body)))
+            headers.append((name.decode(), content))
         except UnicodeDecodeError as error:
             raise ProtocolError(f"a header name of record {index} is not UTF-8") from error
-    if body.left():
-        raise ProtocolError(f"record {index} at {start} is longer than its fields")
-    return Record(offset_delta, timestamp_delta, key, value, tuple(headers))
+    if at != end:
+        raise ProtocolError(f"record {index} is longer than its fields, or shorter")
+    return Record(offset_delta, timestamp_delta, key, value, tuple(headers)), at
 
 
-def _read_field(reader: Reader) -> bytes | None:
-    length = reader.varint()
-    if length == -1:
-        return None
-    return bytes(reader.take(length))
+def _read_field(raw: bytes, at: int, end: int) -> tuple[bytes | None, int]:
+    length, at = _varint(raw, at)
+    if length < 0:
+        if length == -1:
+            return None, at
+        raise ProtocolError(f"a field of {length} bytes")
+    stop = at + length
+    if stop > end:
+        raise ProtocolError(f"a field of {length} bytes leaves its record")
+    return raw[at:stop], stop
+
+
+def _varint(raw: bytes, at: int, *, wide: bool = False) -> tuple[int, int]:
+    """A zigzag varint of 32 bits, or 64 where `wide`, and where it ends."""
+    value = raw[at]
+    at += 1
+    if value > 0x7F:
+        second = raw[at]
+        if second > 0x7F:
+            reader = Reader(raw, at - 1)
+            return (reader.varlong() if wide else reader.varint()), reader.at
+        value = value & 0x7F | second << 7
+        at += 1
+    return value >> 1 ^ -(value & 1), at
 
 
 def batch_records(batch: RecordBatch, max_bytes: int = 1 << 28) -> list[Record]:

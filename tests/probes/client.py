@@ -134,10 +134,12 @@ class Raw:
     # --- what probes need around them
 
     def producer_id(self) -> tuple[int, int]:
-        answer = self.ask(
-            INIT_PRODUCER_ID, 4, {"transactional_id": None, "transaction_timeout_ms": 1 << 30}
-        )
-        assert answer["error_code"] == 0
+        """A new producer id and its epoch; a broker that has just started may say: not yet."""
+        message = {"transactional_id": None, "transaction_timeout_ms": 1 << 30}
+        until = time.monotonic() + WAIT_S
+        while (answer := self.ask(INIT_PRODUCER_ID, 4, message))["error_code"]:
+            assert time.monotonic() < until, answer
+            time.sleep(0.05)
         return answer["producer_id"], answer["producer_epoch"]
 
     def api_versions(self) -> dict[int, tuple[int, int]]:
