@@ -20,6 +20,7 @@ LATEST_TIMESTAMP: Final = -1
 EARLIEST_TIMESTAMP: Final = -2
 MAX_TIMESTAMP: Final = -3
 EARLIEST_LOCAL_TIMESTAMP: Final = -4
+_MAX_NEW_PARTITIONS: Final = 10_000
 _TOPIC_CONFIGS: Final = """
     cleanup.policy compression.gzip.level compression.lz4.level compression.type
     compression.zstd.level delete.retention.ms file.delete.delay.ms flush.messages flush.ms
@@ -222,6 +223,8 @@ def _replicas(cluster: Cluster, wanted: Message) -> list[list[int]]:
     replication = 1 if replication == -1 else replication
     if count < 1:
         raise _Refused(codes.INVALID_PARTITIONS, "at least one partition")
+    if count > _MAX_NEW_PARTITIONS:
+        raise _Refused(codes.POLICY_VIOLATION, f"{count} partitions in one request")
     if not 1 <= replication <= len(cluster.alive):
         message = f"replication {replication} with {len(cluster.alive)} nodes"
         raise _Refused(codes.INVALID_REPLICATION_FACTOR, message)

@@ -1,8 +1,8 @@
 """One partition's log with the producer rules of a Kafka leader: pure, no sockets, no clock.
 
 What `ProduceRequest`, `UnifiedLog`, `LogValidator` and `ProducerStateManager` check of a produced
-batch, in their order. Stricter than Kafka in one point: offset deltas of uncompressed batches must be
-dense, too (Kafka stores such holes silently).
+batch, in their order. Stricter than Kafka in one point: offset deltas of uncompressed batches must
+be dense, too (Kafka stores such holes silently).
 """
 
 from __future__ import annotations

@@ -312,6 +312,7 @@ CREATED: dict[str, tuple[int, dict[str, Any]]] = {
     "assigned": (0, AUTOMATIC | {"assignments": [{"partition_index": 0, "broker_ids": [1]}]}),
     "no partitions": (codes.INVALID_PARTITIONS, {"num_partitions": 0}),
     "fewer than none": (codes.INVALID_PARTITIONS, {"num_partitions": -5}),
+    "too many partitions": (codes.POLICY_VIOLATION, {"num_partitions": (1 << 31) - 1}),
     "too many replicas": (codes.INVALID_REPLICATION_FACTOR, {"replication_factor": 99}),
     "no replicas": (codes.INVALID_REPLICATION_FACTOR, {"replication_factor": 0}),
     "illegal name": (codes.INVALID_TOPIC, {"name": "a b"}),
