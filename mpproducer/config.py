@@ -204,7 +204,8 @@ class Config:
     close_timeout_ms: int = key(
         5_000,
         _duration,
-        "How long closing at the end of a `with` block or of the process may take. Ours.",
+        "How long the end of the process, or of a `with` block left by an exception, may wait for"
+        " delivery. Ours.",
         worker_only=True,
     )
     sender_python: str | None = key(

@@ -7,15 +7,16 @@ that follow each other in one batch, so it costs per batch and not per record.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
-from mpproducer._core.native import DeliveryFuture
+from mpproducer._core.native import DeliveryFuture, failed_future
 
-__all__ = ["BatchFuture", "DeliveryFuture", "RecordMetadata"]
+__all__ = ["BatchFuture", "DeliveryFuture", "RecordMetadata", "as_concurrent"]
 
 
 class RecordMetadata(NamedTuple):
@@ -30,12 +31,17 @@ class RecordMetadata(NamedTuple):
 
 
 class BatchFuture:
-    """The outcome of all records of one `send_many`. Thread-safe."""
+    """The outcome of all records of one `send_many`. Thread-safe.
 
-    __slots__ = ("_runs", "count")
+    Awaitable in a running event loop. It belongs to the process that called `send_many`.
+    """
+
+    __slots__ = ("_batches", "_runs", "count")
 
     def __init__(self, runs: Sequence[tuple[DeliveryFuture, int]]) -> None:
         self._runs = tuple(runs)
+        # The batches may be split on their way: one record's outcome says nothing of the others'.
+        self._batches = tuple(first._whole() for first, _length in self._runs)
         self.count = sum(length for _first, length in self._runs)
         """How many records the call appended or failed."""
 
@@ -44,7 +50,7 @@ class BatchFuture:
 
     def done(self) -> bool:
         """Whether every outcome is known; never blocks."""
-        return all(first.done() for first, _length in self._runs)
+        return all(batch.done() for batch in self._batches)
 
     def cancel(self) -> bool:
         """False: records cannot be taken back."""
@@ -52,9 +58,10 @@ class BatchFuture:
 
     def _wait(self, timeout: float | None) -> None:
         deadline = None if timeout is None else time.monotonic() + timeout
-        for first, _length in self._runs:
+        for batch in self._batches:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            first.exception(left)
+            if not batch._wait(left):
+                raise TimeoutError("not all outcomes are known yet; the records stay in delivery")
 
     def _outcomes(self) -> Generator[tuple[int, int, BaseException | None, int], None, None]:
         """Yield (index of the first record, count, error or None, base offset) in order."""
@@ -113,11 +120,11 @@ class BatchFuture:
         return found
 
     def add_done_callback(self, fn: Callable[[BatchFuture], object], /) -> None:
-        """Call fn(self) once when every outcome is known; at once if it is already."""
-        if not self._runs:
-            fn(self)
-            return
-        left = [len(self._runs)]
+        """Call fn(self) once when every outcome is known; at once if it is already.
+
+        It runs in some thread of this process. What it raises is reported and dropped.
+        """
+        left = [max(1, len(self._batches))]
         guard = threading.Lock()
 
         def told(_future: DeliveryFuture) -> None:
@@ -127,15 +134,37 @@ class BatchFuture:
             if last:
                 fn(self)
 
-        for first, _length in self._runs:
-            first.add_done_callback(told)
+        # Of nothing everything is known: as for any future that is done already.
+        for batch in self._batches or (failed_future("", KeyError()),):
+            batch.add_done_callback(told)
 
     def __await__(self) -> Generator[Any, None, list[RecordMetadata]]:
-        for first, _length in self._runs:
-            with contextlib.suppress(Exception):  # told by result() below, for all runs at once
-                yield from first.__await__()
+        for batch in self._batches:
+            with contextlib.suppress(Exception):  # told by result() below, for all at once
+                yield from batch.__await__()
         return self.result(0)
 
     def __repr__(self) -> str:
         state = "done" if self.done() else "pending"
         return f"<BatchFuture of {self.count} records, {state}>"
+
+
+def as_concurrent(future: DeliveryFuture | BatchFuture) -> concurrent.futures.Future[Any]:
+    """Return a concurrent.futures.Future with the same outcome, for `concurrent.futures.wait`,
+    `as_completed` and `asyncio.wrap_future`.
+
+    `asyncio.ensure_future(future)` makes a task of a future, for `asyncio.wait` and others that
+    take nothing else.
+    """
+    outer: concurrent.futures.Future[Any] = concurrent.futures.Future()
+    outer.set_running_or_notify_cancel()  # a record cannot be taken back
+
+    def told(_done: object) -> None:
+        error = future.exception(0)
+        if error is not None:
+            outer.set_exception(error)
+        else:
+            outer.set_result(future.result(0))
+
+    future.add_done_callback(told)
+    return outer

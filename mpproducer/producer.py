@@ -6,6 +6,7 @@ this file is everything around them: configuration, attaching, flush, close, pic
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -22,9 +23,12 @@ from mpproducer.worker import attach, completions, compressor, topics
 if TYPE_CHECKING:
     from types import TracebackType
 
+_LOG = logging.getLogger("mpproducer.worker")
+
 _NS_PER_MS = 1_000_000
 _NS = 1_000_000_000
 _MARGIN_NS = 2 * _NS
+_LONGEST_S = 1e9
 
 native.configure(
     metadata=RecordMetadata,
@@ -74,7 +78,7 @@ class Producer(native.ProducerBase):
         self._config = config
         self._place = Rendezvous.of(config.sender_key(), config.runtime_dir)
         self._max_block_ns = config.max_block_ms * _NS_PER_MS
-        self._counted = False
+        attach.on_setup(config, self._place)
 
     @property
     def config(self) -> Config:
@@ -82,7 +86,7 @@ class Producer(native.ProducerBase):
         return self._config
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_rebuild, (self._config.to_wire(),))
+        return (_rebuild, (type(self), self._config.to_wire()))
 
     def __repr__(self) -> str:
         servers = ",".join(f"{host}:{port}" for host, port in self._config.bootstrap_servers)
@@ -92,9 +96,7 @@ class Producer(native.ProducerBase):
 
     def _attach(self, deadline_ns: int) -> native.Attachment:
         link = attach.attach(self._config, self._place, deadline_ns)
-        if not self._counted:
-            self._counted = True
-            link.handles += 1
+        attach.use(link, self)
         return link.attachment
 
     def _want_topic(
@@ -122,6 +124,9 @@ class Producer(native.ProducerBase):
         the wait. Raises TimeoutError if outcomes are missing then: the records stay in delivery.
         """
         self._check_open()
+        self._flush(timeout)
+
+    def _flush(self, timeout: float | None) -> None:
         link = attach.find(self._place)
         if link is None:
             return
@@ -136,27 +141,22 @@ class Producer(native.ProducerBase):
             )
 
     def close(self, timeout: float | None = None) -> None:
-        """Flush, then refuse further sends through this object. Idempotent.
+        """Refuse further sends through this object, and flush. Idempotent.
 
         Other `Producer` objects of this process go on working; when this was the last open one the
         process detaches, and the host's sender ends after its last process has. `timeout` is in
         seconds (default as in `flush`); records that are not acknowledged by then stay in delivery
         and TimeoutError says so.
         """
-        if timeout is not None and timeout < 0:
-            raise ValueError(f"timeout={timeout}: must not be negative")
+        self._deadline_ns(timeout, 0)  # says what is wrong with it before anything happens
         if self._closed:
             return
+        self._closed = 1
         try:
-            self.flush(timeout)
+            self._flush(timeout)
         finally:
-            self._closed = 1
             self._attachment = None
-            link = attach.find(self._place)
-            if link is not None and self._counted:
-                link.handles -= 1
-                if link.handles <= 0:
-                    attach.detach(link)
+            attach.leave(self._place, self)
 
     def __enter__(self) -> Producer:
         return self
@@ -167,7 +167,13 @@ class Producer(native.ProducerBase):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        if error is None:
+            self.close()
+            return
+        try:
+            self.close(self._config.close_timeout_ms / 1000)
+        except TimeoutError as late:
+            _LOG.warning("closing after %r: %s", error, late)
 
     def partitions_for(self, topic: str, timeout: float | None = None) -> list[int]:
         """Return the topic's partition numbers, waiting for metadata up to `max_block_ms`.
@@ -176,6 +182,9 @@ class Producer(native.ProducerBase):
         AuthorizationFailed (KafkaProducer.partitionsFor).
         """
         self._check_open()
+        if not isinstance(topic, str):
+            raise TypeError(f"topic must be a str, got {type(topic).__name__}")
+        topics.check_name(topic)
         deadline_ns = self._deadline_ns(timeout, self._config.max_block_ms)
         while True:
             attachment = self._attach(deadline_ns)
@@ -193,7 +202,10 @@ class Producer(native.ProducerBase):
         link = attach.find(self._place)
         if link is None:
             return {}
-        values = link.attachment.counters()
+        try:
+            values = link.attachment.counters()
+        except ValueError:  # another thread detached just now
+            return {}
         found = {name: values[index] for index, name in enumerate(NAMES)}
         for name, value in link.attachment.stats().items():
             found[f"worker-{name.replace('_', '-')}"] = value
@@ -205,11 +217,19 @@ class Producer(native.ProducerBase):
 
     @staticmethod
     def _deadline_ns(timeout: float | None, default_ms: int) -> int:
-        bound_ns = default_ms * _NS_PER_MS if timeout is None else int(timeout * _NS)
-        return time.monotonic_ns() + bound_ns
+        now_ns = time.monotonic_ns()
+        if timeout is None:
+            return now_ns + default_ms * _NS_PER_MS
+        if not isinstance(timeout, (int, float)):
+            raise TypeError(
+                f"timeout must be a number of seconds or None, got {type(timeout).__name__}"
+            )
+        if not timeout >= 0:  # nan too
+            raise ValueError(f"timeout={timeout}: must be 0 or more seconds")
+        return now_ns + int(min(timeout, _LONGEST_S) * _NS)
 
 
-def _rebuild(wire: dict[str, Any]) -> Producer:
-    producer = Producer.__new__(Producer)
+def _rebuild(kind: type[Producer], wire: dict[str, Any]) -> Producer:
+    producer = kind.__new__(kind)
     producer._setup(Config.from_wire(wire))
     return producer

@@ -122,6 +122,8 @@ static inline TopicRef *attachment_topic(Attachment *a, PyObject *name) {
 void attachment_compress(Attachment *a, const struct mp_place *place);
 uint64_t attachment_random(Attachment *a);
 
+/* Reports what a callback raised, and drops it; an interrupt is passed on to the main thread. */
+void report_unraisable(PyObject *where);
 int timeout_to_deadline(PyObject *timeout, int64_t *deadline_ns); /* None: INT64_MAX */
 
 #endif

@@ -208,6 +208,10 @@ class DeliveryFuture:
     @property
     def _attachment(self) -> Attachment | None:
         """While pending: the attachment whose pipe will bring the outcome."""
+    def _whole(self) -> DeliveryFuture:
+        """For BatchFuture: done when every record of this future's batch is told. Has no result."""
+    def _wait(self, timeout: float | None, /) -> bool:
+        """Whether the outcome is known within the timeout."""
     def _run(self, count: int, /) -> list[tuple[int, int, BaseException | None, int]]:
         """For BatchFuture, of a done future: what became of the `count` records from this one on,
         as ascending [(first, count, error or None, base_offset or -1)] with `first` relative to

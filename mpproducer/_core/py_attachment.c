@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <poll.h>
 #include <unistd.h>
 
@@ -160,12 +161,21 @@ failed:
     PyErr_WriteUnraisable(NULL);
 }
 
+void report_unraisable(PyObject *where) {
+    if (PyErr_ExceptionMatches(PyExc_KeyboardInterrupt)) {
+        PyErr_Clear();
+        PyErr_SetInterrupt(); /* for the main thread, as soon as it is back in Python */
+    } else {
+        PyErr_WriteUnraisable(where);
+    }
+}
+
 static void run_callbacks(PyObject *ready) {
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(ready); i++) {
         PyObject *entry = PyList_GET_ITEM(ready, i);
         PyObject *result = PyObject_CallOneArg(PyTuple_GET_ITEM(entry, 1),
                                                PyTuple_GET_ITEM(entry, 0));
-        if (!result) PyErr_WriteUnraisable(PyTuple_GET_ITEM(entry, 1));
+        if (!result) report_unraisable(PyTuple_GET_ITEM(entry, 1));
         Py_XDECREF(result);
     }
     Py_DECREF(ready);
@@ -175,13 +185,20 @@ static void run_callbacks(PyObject *ready) {
 static uint32_t fail_all(Attachment *a, uint32_t kind, uint32_t reason, const char *message,
                          PyObject **ready) {
     uint32_t failed = 0;
-    while (a->pending > 0) {
-        Pending *batch = NULL;
-        for (uint32_t i = 0; i < a->table_size && !batch; i++) batch = a->table[i].value;
+    for (uint32_t i = 0; i < a->table_size;) {
+        Pending *batch = a->table[i].value;
+        if (!batch) {
+            i++;
+            continue;
+        }
         struct mp_outcome outcome = {0, UINT32_MAX, kind, reason, 0, -1, -1, NULL};
         outcome.message = PyUnicode_FromString(message);
-        if (!outcome.message || add_outcome(batch, &outcome) < 0) PyErr_Clear();
-        finish(a, batch);
+        if (!outcome.message) PyErr_Clear();
+        if (add_outcome(batch, &outcome) < 0) {
+            Py_XDECREF(outcome.message);
+            PyErr_Clear();
+        }
+        finish(a, batch); /* may move a later entry to place i: look there again */
         collect_callbacks(a, batch, ready);
         Attachment *owner = batch->attachment;
         batch->attachment = NULL;
@@ -311,6 +328,10 @@ int timeout_to_deadline(PyObject *timeout, int64_t *deadline_ns) {
     const double seconds = PyFloat_AsDouble(timeout);
     if (seconds == -1.0 && PyErr_Occurred()) return -1;
     const int64_t now = mp_now_ns();
+    if (isnan(seconds)) {
+        PyErr_SetString(PyExc_ValueError, "timeout must be a number of seconds or None, got nan");
+        return -1;
+    }
     *deadline_ns = seconds <= 0 ? now : seconds > 1e9 ? INT64_MAX : now + (int64_t)(seconds * 1e9);
     return 0;
 }
@@ -388,10 +409,15 @@ int attachment_wait(Attachment *a, const Pending *batch, uint32_t index, int64_t
 
 int attachment_wait_memory(Attachment *a, uint32_t units, int64_t deadline_ns) {
     const int64_t start = mp_now_ns();
-    int got = acquire(a->memory, deadline_ns);
-    if (got <= 0) return got;
     Py_INCREF((PyObject *)a);
-    a->users++;
+    a->users++; /* before the lock: whoever closes meanwhile must not unmap under us */
+    const int got = acquire(a->memory, deadline_ns);
+    if (got <= 0 || !attachment_usable(a)) {
+        const int ended = !attachment_usable(a);
+        if (got > 0) PyThread_release_lock(a->memory);
+        end_use(a);
+        return got < 0 ? -1 : ended ? 2 : 0;
+    }
     a->waits++;
     int result = 0;
     mp_wait_begin(&a->writer, units);
@@ -436,7 +462,11 @@ TopicRef *attachment_find_topic(Attachment *a, PyObject *name) {
     if (known || PyErr_Occurred()) return (TopicRef *)known;
     Py_ssize_t length;
     const char *text = PyUnicode_AsUTF8AndSize(name, &length);
-    if (!text) return NULL;
+    if (!text) {
+        /* No name that is in the directory: _want_topic() says what is wrong with it. */
+        if (PyErr_ExceptionMatches(PyExc_UnicodeError)) PyErr_Clear();
+        return NULL;
+    }
     const uint32_t index = mp_topic_find(&a->writer.region, text, (size_t)length);
     if (index == MP_NONE) return NULL;
     const struct mp_topic *topic = &a->writer.region.topics[index];
@@ -476,7 +506,8 @@ static PyObject *pieces_of(Attachment *a, uint32_t slot, uint32_t bytes) {
 
 void attachment_compress(Attachment *a, const struct mp_place *place) {
     if (!a->compressor || a->compressor == Py_None) return;
-    for (uint32_t i = 0; i < place->sealed_count; i++) {
+    /* The compressor lets other threads run: one of them may close the attachment. */
+    for (uint32_t i = 0; i < place->sealed_count && attachment_usable(a); i++) {
         const struct mp_sealed batch = place->sealed[i];
         if (!mp_compress_begin(&a->writer, batch)) continue;
         a->users++; /* the compressor releases the GIL */
@@ -495,7 +526,7 @@ void attachment_compress(Attachment *a, const struct mp_place *place) {
                 a->compressed++;
         } else {
             /* The sender compresses it instead; the record is safe. */
-            if (PyErr_Occurred()) PyErr_WriteUnraisable(a->compressor);
+            if (PyErr_Occurred()) report_unraisable(a->compressor);
             mp_compress_abandon(&a->writer, batch);
             a->compress_failed++;
         }
@@ -519,14 +550,14 @@ static void end_use(Attachment *a) {
     Py_DECREF((PyObject *)a);
 }
 
+/* The attachment owns the four descriptors once this has succeeded, and none of them before. */
 static int attachment_init(Attachment *a, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"ctl_fd",  "pool_fd", "wake_fd",        "completion_fd", "owner",
                             "slots", "max_partitions", "max_topics", NULL};
-    int ctl_fd, pool_fd;
+    int ctl_fd, pool_fd, wake_fd, completion_fd;
     unsigned owner, slots, max_partitions, max_topics;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iiiiIIII", names, &ctl_fd, &pool_fd,
-                                     &a->wake_fd, &a->completion_fd, &owner, &slots,
-                                     &max_partitions, &max_topics))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iiiiIIII", names, &ctl_fd, &pool_fd, &wake_fd,
+                                     &completion_fd, &owner, &slots, &max_partitions, &max_topics))
         return -1;
     if (a->mapped || a->closed) {
         PyErr_SetString(PyExc_RuntimeError, "an attachment is initialised once");
@@ -536,49 +567,56 @@ static int attachment_init(Attachment *a, PyObject *args, PyObject *kwargs) {
         PyErr_Format(PyExc_ValueError, "owner id %u is not in 1..%u", owner, MP_MAX_OWNERS);
         return -1;
     }
+    const int flags = fcntl(completion_fd, F_GETFL);
+    if (flags < 0 || fcntl(completion_fd, F_SETFL, flags | O_NONBLOCK) < 0) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        return -1;
+    }
     const char *failed = mp_region_map(&a->writer.region, ctl_fd, pool_fd, slots, max_partitions,
                                        max_topics, 0);
     if (failed) {
-        PyErr_Format(PyExc_OSError, "%s (errno %d)", failed, errno);
+        const int why = errno;
+        PyErr_Format(PyExc_OSError, "%s: %s", failed, strerror(why));
         return -1;
     }
-    a->mapped = 1;
+    a->mapped = 1; /* dealloc unmaps from here on */
     if (a->writer.region.ctl->magic != MP_MAGIC ||
         a->writer.region.ctl->layout_hash != mp_layout_hash()) {
         PyErr_SetString(PyExc_ValueError, "the segments have another layout than this process");
         return -1;
     }
-    close(ctl_fd);
-    close(pool_fd);
-    a->writer.owner = owner;
-    a->writer.stash = MP_NONE;
-    a->writer.wake_fd = a->wake_fd;
-    a->fork_generation = mp_fork_generation;
-    a->random = ((uint64_t)mp_now_ns() * 2654435761u ^ (uint64_t)getpid() << 32) | 1u;
-    a->topics = PyDict_New();
     a->by_slot = PyMem_Calloc(slots, sizeof *a->by_slot);
     a->frames_room = 2 * READ_CHUNK;
     a->frames = PyMem_Malloc(a->frames_room);
-    a->turnstile = PyThread_allocate_lock();
-    a->reader = PyThread_allocate_lock();
-    a->memory = PyThread_allocate_lock();
-    if (!a->topics || !a->by_slot || !a->frames || !a->turnstile || !a->reader || !a->memory ||
-        attachment_reserve(a) < 0) {
-        if (!PyErr_Occurred()) PyErr_NoMemory();
+    if (!a->by_slot || !a->frames) {
+        PyErr_NoMemory();
         return -1;
     }
-    const int flags = fcntl(a->completion_fd, F_GETFL);
-    if (flags < 0 || fcntl(a->completion_fd, F_SETFL, flags | O_NONBLOCK) < 0) {
-        PyErr_SetFromErrno(PyExc_OSError);
-        return -1;
-    }
+    if (attachment_reserve(a) < 0) return -1;
+    close(ctl_fd);
+    close(pool_fd);
+    a->completion_fd = completion_fd;
+    a->wake_fd = a->writer.wake_fd = wake_fd;
+    a->writer.owner = owner;
+    a->writer.stash = MP_NONE;
+    a->fork_generation = mp_fork_generation;
+    a->random = ((uint64_t)mp_now_ns() * 2654435761u ^ (uint64_t)getpid() << 32) | 1u;
     return 0;
 }
 
 static PyObject *attachment_tp_new(PyTypeObject *type, PyObject *Py_UNUSED(args),
                                    PyObject *Py_UNUSED(kwargs)) {
     Attachment *a = (Attachment *)type->tp_alloc(type, 0);
-    if (a) a->completion_fd = a->wake_fd = -1;
+    if (!a) return NULL;
+    a->completion_fd = a->wake_fd = -1;
+    a->topics = PyDict_New();
+    a->turnstile = PyThread_allocate_lock();
+    a->reader = PyThread_allocate_lock();
+    a->memory = PyThread_allocate_lock();
+    if (!a->topics || !a->turnstile || !a->reader || !a->memory) {
+        if (!PyErr_Occurred()) PyErr_NoMemory();
+        Py_CLEAR(a);
+    }
     return (PyObject *)a;
 }
 
@@ -647,15 +685,15 @@ static PyObject *method_topic(Attachment *a, PyObject *name) {
     if (index == MP_NONE) return Py_BuildValue("iiis", -1, 0, 0, "");
     const struct mp_topic *topic = &a->writer.region.topics[index];
     char message[MP_TOPIC_MESSAGE];
-    uint32_t before, after, state, code;
-    do { /* seqlock; the sender never stays inside it */
+    uint32_t before, after, state, code, tries = 0;
+    do { /* seqlock; bounded, because the sender may have been killed inside it */
         before = atomic_load_explicit(&topic->lock, memory_order_acquire);
         state = atomic_load_explicit(&topic->state, memory_order_acquire);
         code = atomic_load_explicit(&topic->error_code, memory_order_relaxed);
         memcpy(message, topic->message, sizeof message);
         atomic_thread_fence(memory_order_acquire);
         after = atomic_load_explicit(&topic->lock, memory_order_relaxed);
-    } while (before != after && !(before & 1));
+    } while ((before != after || before & 1) && ++tries < 10000);
     message[sizeof message - 1] = '\0';
     const uint32_t count = atomic_load_explicit(&topic->partition_count, memory_order_acquire);
     return Py_BuildValue("IIiN", state, count, (int)(int16_t)code,
@@ -745,6 +783,7 @@ static PyObject *method_wait_for(Attachment *a, PyObject *args) {
     PyObject *ids;
     long long deadline;
     if (!PyArg_ParseTuple(args, "O!L", &PyList_Type, &ids, &deadline)) return NULL;
+    if (!a->table) return PyLong_FromLong(0);
     Py_INCREF((PyObject *)a);
     a->users++;
     Py_ssize_t left;

@@ -55,9 +55,18 @@ static int future_is_done(const Future *self) {
 
 /* 1 done, 0 not within the timeout, -1 exception. */
 static int future_wait(Future *self, PyObject *timeout) {
-    if (future_is_done(self)) return 1;
     int64_t deadline;
     if (timeout_to_deadline(timeout, &deadline) < 0) return -1;
+    if (future_is_done(self)) return 1;
+    if (!attachment_usable(self->batch->attachment)) {
+        /* Only after a fork that Python was not told of: the pipe is the parent's. */
+        PyObject *error = PyObject_CallFunction(
+            mp_make_error, "OIis", Py_True, MP_REASON_WRONG_PROCESS, 0,
+            "the future belongs to the process that called send(), not to its forked child");
+        if (error) PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+        Py_XDECREF(error);
+        return -1;
+    }
     return attachment_wait(self->batch->attachment, self->batch, self->index, deadline);
 }
 
@@ -73,7 +82,8 @@ static PyObject *future_error(Future *self) {
     }
     return PyObject_CallFunction(mp_make_error, "OIiO",
                                  outcome->kind == MP_FATE_UNKNOWN ? Py_True : Py_False,
-                                 outcome->reason, (int)outcome->code, outcome->message);
+                                 outcome->reason, (int)outcome->code,
+                                 outcome->message ? outcome->message : Py_None);
 }
 
 static PyObject *future_metadata(Future *self) {
@@ -116,6 +126,8 @@ static PyObject *future_result(Future *self, PyObject *const *args, Py_ssize_t n
     }
     PyObject *error = future_error(self);
     if (!error) return PyErr_Occurred() ? NULL : future_metadata(self);
+    /* A kept error would gain a traceback entry, with its frames, each time it is raised. */
+    PyException_SetTraceback(error, Py_None);
     PyErr_SetObject((PyObject *)Py_TYPE(error), error);
     Py_DECREF(error);
     return NULL;
@@ -158,7 +170,7 @@ static PyObject *future_add_done_callback(Future *self, PyObject *fn) {
     Pending *batch = self->batch;
     if (future_is_done(self)) {
         PyObject *result = PyObject_CallOneArg(fn, (PyObject *)self);
-        if (!result) PyErr_WriteUnraisable(fn);
+        if (!result) report_unraisable(fn);
         Py_XDECREF(result);
         Py_RETURN_NONE;
     }
@@ -208,6 +220,23 @@ static PyObject *get_index(Future *self, void *Py_UNUSED(closure)) {
 static PyObject *get_attachment(Future *self, void *Py_UNUSED(closure)) {
     if (!self->batch->attachment) Py_RETURN_NONE;
     return Py_NewRef((PyObject *)self->batch->attachment);
+}
+
+/* For BatchFuture: a future of the whole batch, done when every record in it is told. The batch may
+ * have been split, and its parts answered one by one. No frame ever speaks of UINT32_MAX. */
+static PyObject *future_whole(Future *self, PyObject *Py_UNUSED(ignored)) {
+    Future *whole = future_new();
+    if (!whole) return NULL;
+    whole->batch = pending_keep(self->batch);
+    whole->index = UINT32_MAX;
+    whole->timestamp_ms = -1;
+    return (PyObject *)whole;
+}
+
+/* Whether the outcome is known within the timeout, without making an object of it. */
+static PyObject *future_wait_method(Future *self, PyObject *timeout) {
+    const int done = future_wait(self, timeout);
+    return done < 0 ? NULL : PyBool_FromLong(done);
 }
 
 /* For BatchFuture: what became of records [index, index + count) of this future's batch, as
@@ -265,6 +294,8 @@ static PyMethodDef future_methods[] = {
      "add_done_callback(fn)\n--\n\nCall fn(future) once the outcome is known, in some thread of this "
      "process;\nat once if it is known already. What fn raises is reported and dropped."},
     {"_run", (PyCFunction)future_run, METH_O, NULL},
+    {"_whole", (PyCFunction)future_whole, METH_NOARGS, NULL},
+    {"_wait", (PyCFunction)future_wait_method, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 

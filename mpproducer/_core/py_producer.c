@@ -1,5 +1,5 @@
 /* ProducerBase: send() and send_many() without a Python frame on the way to shared memory. */
-#include "native.h"
+#include "py_record.h"
 
 #include "structmember.h"
 
@@ -9,20 +9,6 @@ typedef struct {
     long long max_block_ns;
     int closed;
 } Producer;
-
-#define MAX_HEADERS_STACK 512
-
-/* The arguments of one send, decoded; `views` are released by release_record. */
-struct request {
-    PyObject *topic, *partition;
-    struct mp_record record;
-    Py_buffer views[2];
-    int view_count;
-    int has_timestamp;
-    uint8_t *headers;
-    uint8_t headers_stack[MAX_HEADERS_STACK];
-    size_t too_large; /* bytes, when a length does not fit the encoding at all */
-};
 
 static void release_record(struct request *r) {
     for (int i = 0; i < r->view_count; i++) PyBuffer_Release(&r->views[i]);
@@ -69,134 +55,10 @@ static int take_bytes(struct request *r, PyObject *object, const char *what, con
     return 0;
 }
 
-static uint8_t *put_varint(uint8_t *at, uint64_t value) {
-    while (value >= 0x80) {
-        *at++ = (uint8_t)(value | 0x80);
-        value >>= 7;
-    }
-    *at++ = (uint8_t)value;
-    return at;
-}
-
-/* Name and value of one header; the value is a new view or bytes. */
-static int header_fields(PyObject *item, const char **name, Py_ssize_t *name_size, Py_buffer *view,
-                         int *has_value) {
-    if (!(PyTuple_Check(item) || PyList_Check(item)) || PySequence_Fast_GET_SIZE(item) != 2) {
-        PyErr_Format(PyExc_TypeError, "a header must be a pair (str, bytes or None), got %R", item);
-        return -1;
-    }
-    PyObject *key = PySequence_Fast_GET_ITEM(item, 0);
-    PyObject *value = PySequence_Fast_GET_ITEM(item, 1);
-    if (!PyUnicode_Check(key)) {
-        PyErr_Format(PyExc_TypeError, "a header name must be str, got %.100s",
-                     Py_TYPE(key)->tp_name);
-        return -1;
-    }
-    *name = PyUnicode_AsUTF8AndSize(key, name_size);
-    if (!*name) return -1;
-    *has_value = value != Py_None;
-    if (*has_value && (PyUnicode_Check(value) ||
-                       PyObject_GetBuffer(value, view, PyBUF_SIMPLE) < 0)) {
-        PyErr_Format(PyExc_TypeError,
-                     "the value of header '%s' must be bytes-like or None, got %.100s", *name,
-                     Py_TYPE(value)->tp_name);
-        return -1;
-    }
-    return 0;
-}
-
-static int take_headers(struct request *r, PyObject *object) {
-    if (object == Py_None) return 0;
-    if (!PyList_Check(object) && !PyTuple_Check(object)) {
-        PyErr_Format(PyExc_TypeError,
-                     "headers must be a list of (str, bytes or None) pairs, got %.100s",
-                     Py_TYPE(object)->tp_name);
-        return -1;
-    }
-    const Py_ssize_t count = PySequence_Fast_GET_SIZE(object);
-    if (count == 0) return 0;
-    size_t room = MAX_HEADERS_STACK, used;
-    uint8_t *out = r->headers_stack;
-    used = (size_t)(put_varint(out, (uint64_t)count << 1) - out);
-    for (Py_ssize_t i = 0; i < count; i++) {
-        const char *name;
-        Py_ssize_t name_size;
-        Py_buffer view = {.buf = NULL, .len = 0};
-        int has_value;
-        if (header_fields(PySequence_Fast_GET_ITEM(object, i), &name, &name_size, &view,
-                          &has_value) < 0)
-            goto failed;
-        const size_t need = used + 20 + (size_t)name_size + (size_t)view.len;
-        if (need > room) {
-            room = need * 2;
-            uint8_t *grown = out == r->headers_stack ? PyMem_Malloc(room)
-                                                     : PyMem_Realloc(out, room);
-            if (!grown) {
-                if (has_value) PyBuffer_Release(&view);
-                PyErr_NoMemory();
-                goto failed;
-            }
-            if (out == r->headers_stack) memcpy(grown, out, used);
-            out = grown;
-        }
-        uint8_t *at = put_varint(out + used, (uint64_t)name_size << 1);
-        memcpy(at, name, (size_t)name_size);
-        at = put_varint(at + name_size, has_value ? (uint64_t)view.len << 1 : 1);
-        if (has_value) {
-            memcpy(at, view.buf, (size_t)view.len);
-            at += view.len;
-            PyBuffer_Release(&view);
-        }
-        used = (size_t)(at - out);
-    }
-    r->headers = out;
-    if (used > INT32_MAX / 2) r->too_large = used;
-    r->record.headers = out;
-    r->record.headers_bytes = (uint32_t)used;
-    return 0;
-failed:
-    if (out != r->headers_stack) PyMem_Free(out);
-    return -1;
-}
-
-static int take_timestamp(struct request *r, PyObject *object) {
-    r->has_timestamp = object != Py_None;
-    if (!r->has_timestamp) return 0;
-    if (!PyLong_Check(object)) {
-        PyErr_Format(PyExc_TypeError, "timestamp_ms must be an int (ms since the epoch) or None, "
-                                      "got %.100s",
-                     Py_TYPE(object)->tp_name);
-        return -1;
-    }
-    r->record.timestamp_ms = PyLong_AsLongLong(object);
-    if ((r->record.timestamp_ms == -1 && PyErr_Occurred()) || r->record.timestamp_ms < 0) {
-        PyErr_Clear();
-        PyErr_Format(PyExc_ValueError, "timestamp_ms must be between 0 and 2**63-1, got %R", object);
-        return -1;
-    }
-    return 0;
-}
-
-static int check_partition(PyObject *object, int64_t *partition) {
-    *partition = -1;
-    if (object == Py_None) return 0;
-    if (!PyLong_Check(object)) {
-        PyErr_Format(PyExc_TypeError, "partition must be an int or None, got %.100s",
-                     Py_TYPE(object)->tp_name);
-        return -1;
-    }
-    *partition = PyLong_AsLongLong(object);
-    if ((*partition == -1 && PyErr_Occurred()) || *partition < 0 || *partition > INT32_MAX) {
-        PyErr_Clear();
-        PyErr_Format(PyExc_ValueError, "partition must be between 0 and 2**31-1, got %R", object);
-        return -1;
-    }
-    return 0;
-}
-
 static PyObject *send_names[6];
 
-/* Positional and keyword arguments into slots[6]; missing ones stay None. */
+/* Positional and keyword arguments into slots[6]; missing ones stay None. slots[0], the topic, is a
+ * new reference to an exact str: a subclass may hash and compare in Python. */
 static int parse(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames, PyObject **slots,
                  PyObject **names, const char *method) {
     if (nargs > 6) {
@@ -223,11 +85,14 @@ static int parse(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames, PyO
         given |= 1u << at;
     }
     if (!PyUnicode_Check(slots[0])) {
-        PyErr_Format(PyExc_TypeError, "topic must be a str%s%.100s", given & 1 ? ", got " : "",
+        PyErr_Format(PyExc_TypeError, "%s(): topic must be a str%s%.100s", method,
+                     given & 1 ? ", got " : " and is required",
                      given & 1 ? Py_TYPE(slots[0])->tp_name : "");
         return -1;
     }
-    return 0;
+    slots[0] = PyUnicode_CheckExact(slots[0]) ? Py_NewRef(slots[0])
+                                              : PyUnicode_FromObject(slots[0]);
+    return slots[0] ? 0 : -1;
 }
 
 /* If the set exception is of the NotWritten family, turns it into a failed future (as Java's
@@ -246,6 +111,7 @@ static PyObject *as_failed_future(PyObject *topic) {
         PyErr_Restore(type, value, trace);
         return NULL;
     }
+    PyException_SetTraceback(value, Py_None); /* the future is not to keep frames alive */
     PyObject *future = future_failed(topic, value);
     Py_XDECREF(type);
     Py_XDECREF(value);
@@ -279,7 +145,7 @@ static void start_clock(const Producer *self, int64_t *deadline) {
 /* A usable attachment (new reference); attaches, within the deadline, where there is none. */
 static Attachment *attach(Producer *self, int64_t *deadline) {
     PyObject *current = self->attachment;
-    if (Py_TYPE(current) == &Attachment_Type && attachment_usable((Attachment *)current))
+    if (current && Py_TYPE(current) == &Attachment_Type && attachment_usable((Attachment *)current))
         return (Attachment *)Py_NewRef(current);
     start_clock(self, deadline);
     PyObject *fresh = PyObject_CallMethod((PyObject *)self, "_attach", "L", (long long)*deadline);
@@ -291,7 +157,7 @@ static Attachment *attach(Producer *self, int64_t *deadline) {
     }
     PyObject *old = self->attachment;
     self->attachment = Py_NewRef(fresh);
-    Py_DECREF(old);
+    Py_XDECREF(old);
     return (Attachment *)fresh;
 }
 
@@ -478,35 +344,37 @@ static PyObject *producer_send(Producer *self, PyObject *const *args, Py_ssize_t
     PyObject *slot[6];
     struct request r;
     int64_t partition, deadline = 0;
-    if (parse(args, nargs, kwnames, slot, send_names, "send") < 0 ||
-        check_partition(slot[4], &partition) < 0 ||
-        take_record(&r, slot[1], slot[2], slot[3], slot[5]) < 0)
-        return NULL;
+    if (parse(args, nargs, kwnames, slot, send_names, "send") < 0) return NULL;
     r.topic = slot[0];
-    if (!r.has_timestamp) r.record.timestamp_ms = wall_clock_ms();
-    Future *spare = NULL;
-    PyObject *future = send_record(self, &r, partition, &spare, &deadline);
-    release_record(&r);
-    Py_XDECREF((PyObject *)spare);
+    PyObject *future = NULL;
+    if (take_partition(slot[4], &partition) == 0 &&
+        take_record(&r, slot[1], slot[2], slot[3], slot[5]) == 0) {
+        if (!r.has_timestamp) r.record.timestamp_ms = wall_clock_ms();
+        Future *spare = NULL;
+        future = send_record(self, &r, partition, &spare, &deadline);
+        release_record(&r);
+        Py_XDECREF((PyObject *)spare);
+    }
+    Py_DECREF(r.topic);
     return future;
 }
 
 static PyObject *many_names[6];
 
-/* A list or tuple of `count` items (or any length when count < 0), or NULL for None. */
+/* A tuple of `count` items (any length when count < 0), or NULL for None. A tuple, because the GIL
+ * may be given away while records are appended: what a list holds then may be gone afterwards. */
 static int take_column(PyObject *object, const char *what, Py_ssize_t count, PyObject **column) {
     *column = NULL;
     if (object == Py_None) return 0;
-    char text[96];
-    PyOS_snprintf(text, sizeof text, "%s must be a sequence", what);
-    if (PyUnicode_Check(object) || PyBytes_Check(object)) {
+    if (PyUnicode_Check(object) || PyBytes_Check(object) || PyAnySet_Check(object) ||
+        PyDict_Check(object) || !(PySequence_Check(object) || Py_TYPE(object)->tp_iter)) {
         PyErr_Format(PyExc_TypeError, "%s must be a sequence of records' parts, got %.100s", what,
                      Py_TYPE(object)->tp_name);
         return -1;
     }
-    *column = PySequence_Fast(object, text);
+    *column = PySequence_Tuple(object);
     if (!*column) return -1;
-    const Py_ssize_t size = PySequence_Fast_GET_SIZE(*column);
+    const Py_ssize_t size = PyTuple_GET_SIZE(*column);
     if (count >= 0 && size != count) {
         PyErr_Format(PyExc_ValueError, "%s has %zd items, values has %zd", what, size, count);
         Py_CLEAR(*column);
@@ -516,7 +384,7 @@ static int take_column(PyObject *object, const char *what, Py_ssize_t count, PyO
 }
 
 static inline PyObject *item(PyObject *column, Py_ssize_t i) {
-    return column ? PySequence_Fast_GET_ITEM(column, i) : Py_None;
+    return column ? PyTuple_GET_ITEM(column, i) : Py_None;
 }
 
 /* A run is [future of its first record, count]: records that follow each other in one batch. */
@@ -531,15 +399,36 @@ struct columns {
     PyObject *values, *keys, *headers, *timestamps;
 };
 
+/* An error amid many records (closed, or no sender any more): those that are appended keep their
+ * futures, so the error becomes the outcome of the rest. 0, or -1 with the exception still set. */
+static int fail_rest(PyObject *runs, PyObject *topic, Py_ssize_t count) {
+    if (!PyErr_ExceptionMatches(PyExc_Exception)) return -1;
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    PyErr_NormalizeException(&type, &value, &trace);
+    PyObject *future = future_failed(topic, value);
+    const int bad = !future || add_run(runs, future, count) < 0;
+    Py_XDECREF(future);
+    if (bad) PyErr_Clear();
+    if (bad) {
+        PyErr_Restore(type, value, trace);
+        return -1;
+    }
+    Py_XDECREF(type);
+    Py_XDECREF(value);
+    Py_XDECREF(trace);
+    return 0;
+}
+
 static PyObject *send_columns(Producer *self, PyObject *topic, const struct columns *c,
                               int64_t partition) {
-    const Py_ssize_t count = PySequence_Fast_GET_SIZE(c->values);
+    const Py_ssize_t count = PyTuple_GET_SIZE(c->values);
     Future *spare = NULL;
     int64_t deadline = 0;
     const int64_t now = wall_clock_ms();
     PyObject *runs = PyList_New(0);
     Future *first = NULL;
-    Py_ssize_t length = 0;
+    Py_ssize_t length = 0, failed_from = count;
     for (Py_ssize_t i = 0; runs && i < count; i++) {
         struct request r;
         if (take_record(&r, item(c->values, i), item(c->keys, i), item(c->headers, i),
@@ -549,7 +438,11 @@ static PyObject *send_columns(Producer *self, PyObject *topic, const struct colu
         if (!r.has_timestamp) r.record.timestamp_ms = now;
         Future *future = (Future *)send_record(self, &r, partition, &spare, &deadline);
         release_record(&r);
-        if (!future) goto failed;
+        if (!future) {
+            if (i == 0) goto failed;
+            failed_from = i;
+            break;
+        }
         if (first && future->batch == first->batch &&
             future->index == first->index + (uint32_t)length && !future->batch->error) {
             length++;
@@ -570,7 +463,17 @@ static PyObject *send_columns(Producer *self, PyObject *topic, const struct colu
         first = future;
         length = 1;
     }
-    if (!runs || (first && add_run(runs, (PyObject *)first, length) < 0)) goto failed;
+    if (!runs) goto failed;
+    PyObject *type, *error, *trace;
+    PyErr_Fetch(&type, &error, &trace);
+    if (first && add_run(runs, (PyObject *)first, length) < 0) {
+        Py_XDECREF(type);
+        Py_XDECREF(error);
+        Py_XDECREF(trace);
+        goto failed;
+    }
+    PyErr_Restore(type, error, trace);
+    if (failed_from < count && fail_rest(runs, topic, count - failed_from) < 0) goto failed;
     Py_XDECREF((PyObject *)spare);
     Py_XDECREF((PyObject *)first);
     PyObject *result = PyObject_CallOneArg(mp_make_batch_future, runs);
@@ -585,7 +488,7 @@ failed:
 
 /* Bad input is found before anything is appended. */
 static int check_columns(const struct columns *c) {
-    const Py_ssize_t count = PySequence_Fast_GET_SIZE(c->values);
+    const Py_ssize_t count = PyTuple_GET_SIZE(c->values);
     for (Py_ssize_t i = 0; i < count; i++) {
         PyObject *value = item(c->values, i), *key = item(c->keys, i);
         if (PyBytes_CheckExact(value) && (key == Py_None || PyBytes_CheckExact(key)) &&
@@ -611,15 +514,12 @@ static PyObject *producer_send_many(Producer *self, PyObject *const *args, Py_ss
     PyObject *slot[6], *result = NULL;
     struct columns c = {NULL, NULL, NULL, NULL};
     int64_t partition;
-    if (parse(args, nargs, kwnames, slot, many_names, "send_many") < 0 ||
-        check_partition(slot[4], &partition) < 0)
-        return NULL;
-    if (slot[1] == Py_None) {
+    if (parse(args, nargs, kwnames, slot, many_names, "send_many") < 0) return NULL;
+    if (slot[1] == Py_None)
         PyErr_SetString(PyExc_TypeError, "values must be a sequence of bytes-like objects");
-        return NULL;
-    }
-    if (take_column(slot[1], "values", -1, &c.values) == 0) {
-        const Py_ssize_t count = PySequence_Fast_GET_SIZE(c.values);
+    else if (take_partition(slot[4], &partition) == 0 &&
+             take_column(slot[1], "values", -1, &c.values) == 0) {
+        const Py_ssize_t count = PyTuple_GET_SIZE(c.values);
         if (take_column(slot[2], "keys", count, &c.keys) == 0 &&
             take_column(slot[3], "headers", count, &c.headers) == 0 &&
             take_column(slot[5], "timestamps_ms", count, &c.timestamps) == 0 &&
@@ -630,6 +530,7 @@ static PyObject *producer_send_many(Producer *self, PyObject *const *args, Py_ss
     Py_XDECREF(c.keys);
     Py_XDECREF(c.headers);
     Py_XDECREF(c.timestamps);
+    Py_DECREF(slot[0]);
     return result;
 }
 

@@ -32,7 +32,7 @@ from mpproducer.config import Config
 from mpproducer.sender.loop import Loop
 from mpproducer.sender.server import Region, Server
 from mpproducer.shm import segment
-from mpproducer.shm.rendezvous import Rendezvous, lock
+from mpproducer.shm.rendezvous import Rendezvous, lock, unlock
 
 _LOG = logging.getLogger("mpproducer.sender")
 
@@ -91,7 +91,7 @@ def serve(place: Rendezvous, ready_fd: int) -> int:
         _tell(ready_fd, b"ready\n")
         return Process(place, listener).run()
     finally:
-        os.close(held)
+        unlock(held)
 
 
 def _tell(ready_fd: int, what: bytes) -> None:
@@ -269,4 +269,4 @@ class Process:
             try:
                 self._place.remove()
             finally:
-                os.close(starting)
+                unlock(starting)

@@ -74,6 +74,24 @@ def _wait(sock: socket.socket, events: int, deadline_ns: int) -> None:
         raise TimeoutError("the control socket did not answer in time")
 
 
+def send_bytes(sock: socket.socket, data: bytes, deadline_ns: int) -> int:
+    """Send what the peer takes by the deadline; returns how many bytes that was.
+
+    Raises OSError when the peer is gone.
+    """
+    view = memoryview(data)
+    sent = 0
+    while sent < len(data):
+        try:
+            sent += sock.send(view[sent:])
+        except BlockingIOError:
+            try:
+                _wait(sock, select.POLLOUT, deadline_ns)
+            except TimeoutError:
+                break
+    return sent
+
+
 def send_with_fds(sock: socket.socket, message: Message, fds: list[int], deadline_ns: int) -> None:
     """Send one message, with descriptors if any, on a non-blocking socket.
 
@@ -101,7 +119,9 @@ def recv_with_fds(sock: socket.socket, deadline_ns: int) -> tuple[Message, list[
     try:
         while True:
             try:
-                data, more, _flags, _address = socket.recv_fds(sock, 65536, MAX_FDS)
+                data, more, _flags, _address = socket.recv_fds(
+                    sock, 65536, MAX_FDS, socket.MSG_CMSG_CLOEXEC
+                )
             except BlockingIOError:
                 _wait(sock, select.POLLIN, deadline_ns)
                 continue

@@ -22,6 +22,9 @@ RUNTIME_DIR_VARIABLE = "MPPRODUCER_RUNTIME_DIR"
 MAX_SOCKET_PATH_BYTES = 107
 _CREATE_TRIES = 100
 
+_held: set[int] = set()
+"""Descriptors of the locks that this process holds."""
+
 
 def default_base() -> Path:
     """Where rendezvous folders are unless something else is configured."""
@@ -94,7 +97,7 @@ def lock(path: Path, deadline_ns: int | None) -> int | None:
     """Take an exclusive flock on `path`, creating it; returns its descriptor.
 
     With a deadline of None the lock is tried once. Returns None when it is held by another process
-    until the deadline. Closing the descriptor gives the lock back.
+    until the deadline. `unlock` gives it back.
 
     1. A waits for the lock on inode 1, held by the sender.
     2. The sender removes the file and ends: A now holds a lock that nobody else can see.
@@ -114,5 +117,27 @@ def lock(path: Path, deadline_ns: int | None) -> int | None:
             continue
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(fd), os.stat(path)):
+                _held.add(fd)
                 return fd
         os.close(fd)
+
+
+def unlock(fd: int) -> None:
+    """Give a lock back.
+
+    Not by closing alone: another thread may have forked meanwhile, and the lock belongs to every
+    copy of the descriptor.
+    """
+    _held.discard(fd)
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    os.close(fd)
+
+
+def _forget_locks() -> None:
+    """In a forked child: its copies would keep the parent's locks if the parent were killed."""
+    for fd in _held:
+        os.close(fd)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_forget_locks)

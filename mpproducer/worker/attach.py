@@ -14,6 +14,7 @@ import os
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +23,7 @@ from mpproducer._core import native
 from mpproducer.config import Config
 from mpproducer.errors import KafkaError, SenderError, SenderStartFailed, SenderVersionMismatch
 from mpproducer.shm import control
-from mpproducer.shm.rendezvous import Rendezvous, lock
+from mpproducer.shm.rendezvous import Rendezvous, lock, unlock
 from mpproducer.version import __version__
 from mpproducer.worker.start import log_tail, start_sender
 
@@ -32,7 +33,7 @@ NS = 1_000_000_000
 FLUSH_MARGIN_NS = NS
 
 
-@dataclass
+@dataclass(eq=False)
 class Link:
     """The attachment of this process to one sender, with its control socket."""
 
@@ -42,16 +43,24 @@ class Link:
     sock: socket.socket
     sender_pid: int
     send_lock: threading.Lock = field(default_factory=threading.Lock)
-    handles: int = 0
-    """Open `Producer` objects that named this link and did not close."""
+    handles: weakref.WeakSet[Any] = field(default_factory=weakref.WeakSet)
+    """`Producer` objects that use this link: neither closed nor garbage."""
+    unsent: bytes = b""
+    """The rest of a message that the socket did not take: it goes before any other."""
 
     def tell(self, message: control.Message, deadline_ns: int) -> None:
         """Send a control message. Raises SenderError when the sender is gone or silent."""
-        with self.send_lock:
-            try:
-                control.send_with_fds(self.sock, message, [], deadline_ns)
-            except (OSError, TimeoutError) as error:
-                raise SenderError(f"the host's sender does not answer: {error}") from error
+        if not self.send_lock.acquire(timeout=_left_s(deadline_ns)):
+            raise SenderError("the host's sender does not answer: its socket is full")
+        try:
+            for data in (self.unsent, control.encode(message)):
+                self.unsent = data[control.send_bytes(self.sock, data, deadline_ns) :]
+                if self.unsent:
+                    raise SenderError("the host's sender does not answer: its socket is full")
+        except OSError as error:
+            raise SenderError(f"the host's sender does not answer: {error}") from error
+        finally:
+            self.send_lock.release()
 
     def usable(self) -> bool:
         """Whether records can still be appended through this link."""
@@ -76,13 +85,20 @@ class Link:
         self.sock.close()
 
 
+def _left_s(deadline_ns: int) -> float:
+    return max(0.0, (deadline_ns - time.monotonic_ns()) / NS)
+
+
 class _Table:
-    """The links of this process. All methods are thread-safe."""
+    """The links of this process, by rendezvous folder."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
+        # Never held while anything is waited for. Reentrant, for signal handlers that send.
         self.lock = threading.RLock()
+        self.turns: dict[str, threading.Lock] = {}  # who attaches to a rendezvous now
         self.links: dict[str, Link] = {}
+        self.known: dict[str, tuple[Config, Rendezvous]] = {}  # of process 1 only
 
     def forget(self) -> None:
         """In a forked child: give up what was inherited, without touching anything shared."""
@@ -125,10 +141,16 @@ def attach(config: Config, place: Rendezvous, deadline_ns: int) -> Link:
     Thread-safe; one thread of a process attaches, the others wait for it. Raises
     SenderStartFailed, SenderVersionMismatch or another SenderError by the deadline.
     """
-    if not _table.lock.acquire(timeout=max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9)):
+    known = find(place)
+    if known is not None:
+        return known
+    name = str(place.folder)
+    with _table.lock:
+        turn = _table.turns.setdefault(name, threading.Lock())
+    if not turn.acquire(timeout=_left_s(deadline_ns)):
         raise SenderStartFailed("another thread of this process is still attaching")
     try:
-        known = _table.links.get(str(place.folder))
+        known = _table.links.get(name)
         if known is not None:
             if known.usable():
                 return known
@@ -136,19 +158,42 @@ def attach(config: Config, place: Rendezvous, deadline_ns: int) -> Link:
         link = _connect(config, place, deadline_ns)
         if known is not None:
             link.handles = known.handles
-        _table.links[str(place.folder)] = link
+        with _table.lock:
+            _table.links[name] = link
         _register_exit()
         for hook in _link_hooks:
             hook(link)
         return link
+    except OSError as error:
+        raise SenderStartFailed(
+            f"this process cannot attach to the sender of {place.folder}: {error}"
+        ) from error
     finally:
-        _table.lock.release()
+        turn.release()
 
 
 def _drop(link: Link) -> None:
     link.attachment.close()
     link.sock.close()
     _table.links.pop(str(link.place.folder), None)
+
+
+def use(link: Link, handle: object) -> None:
+    """Note that a `Producer` uses the link, until it says `leave` or is garbage."""
+    with _table.lock:
+        link.handles.add(handle)
+
+
+def leave(place: Rendezvous, handle: object) -> None:
+    """A `Producer` was closed: when no other one uses the link, the process detaches."""
+    with _table.lock:
+        link = _table.links.get(str(place.folder))
+        if link is None or handle not in link.handles:
+            return
+        link.handles.discard(handle)
+        last = not link.handles
+    if last:
+        detach(link)
 
 
 def detach(link: Link) -> None:
@@ -210,7 +255,7 @@ def _start_and_connect(config: Config, place: Rendezvous, deadline_ns: int) -> L
                 f"the host's sender process ended with its first worker{log_tail(place.log)}"
             ) from ended
     finally:
-        os.close(held)
+        unlock(held)
 
 
 class _Closing(SenderError):
@@ -268,20 +313,24 @@ def _try_connect(config: Config, place: Rendezvous, deadline_ns: int) -> Link | 
 
 def _map(answer: control.Message, fds: list[int]) -> native.Attachment:
     if len(fds) != 4:
-        raise SenderError(f"the sender passed {len(fds)} descriptors, not 4")
-    for fd in fds:
-        os.set_inheritable(fd, False)
+        raise SenderError(
+            f"{len(fds)} of the sender's 4 descriptors arrived: does this process have as many "
+            "open files as it may (ulimit -n)?"
+        )
     ctl_fd, pool_fd, wake_fd, completion_fd = fds
-    attachment = native.Attachment(
-        ctl_fd,
-        pool_fd,
-        wake_fd,
-        completion_fd,
-        int(answer["owner"]),
-        int(answer["slots"]),
-        int(answer["max_partitions"]),
-        int(answer["max_topics"]),
-    )
+    try:
+        attachment = native.Attachment(
+            ctl_fd,
+            pool_fd,
+            wake_fd,
+            completion_fd,
+            int(answer["owner"]),
+            int(answer["slots"]),
+            int(answer["max_partitions"]),
+            int(answer["max_topics"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise SenderError(f"the sender's welcome makes no sense: {error}") from error
     fds.clear()  # the attachment owns them now
     return attachment
 
@@ -310,7 +359,15 @@ def _remove_leftovers(link: Link) -> None:
         if len(held) == 2:
             link.place.remove()
     for fd in held:
-        os.close(fd)
+        unlock(fd)
+
+
+def on_setup(config: Config, place: Rendezvous) -> None:
+    """A `Producer` was made; process 1 has to know of it even if only its children send."""
+    if os.getpid() == 1:
+        with _table.lock:
+            _table.known[str(place.folder)] = (config, place)
+        _register_exit()
 
 
 def _register_exit() -> None:
@@ -324,10 +381,13 @@ def _at_exit() -> None:
     """Flush within `close_timeout_ms` and detach. Registered once per process.
 
     A child that inherited the handler without attaching has an empty table (see `forget`). What is
-    not delivered in time stays in shared memory and is sent by the sender all the same.
+    not delivered in time stays in shared memory and is sent by the sender all the same, unless
+    this is process 1: the kernel kills the sender with it.
     """
     if os.getpid() != _table.pid:
         return
+    if _table.pid == 1:
+        _attach_again()
     for link in list(_table.links.values()):
         deadline_ns = time.monotonic_ns() + link.config.close_timeout_ms * 1_000_000
         try:
@@ -339,9 +399,34 @@ def _at_exit() -> None:
                     left,
                     link.config.close_timeout_ms,
                 )
+            if _table.pid == 1:
+                _drain_host(link, deadline_ns)
             detach(link)
         except (KafkaError, OSError, ValueError) as error:
             _LOG.warning("detaching from the sender failed: %s", error)
+
+
+def _attach_again() -> None:
+    """Process 1 goes: it needs a link to every sender that may have records of its children."""
+    for config, place in list(_table.known.values()):
+        if find(place) is None and place.socket.exists():
+            with contextlib.suppress(SenderError):
+                attach(config, place, time.monotonic_ns() + config.close_timeout_ms * 1_000_000)
+
+
+def _drain_host(link: Link, deadline_ns: int) -> None:
+    """Wait until the sender has nothing left to deliver for anybody, or the deadline."""
+    left = -1
+    while link.usable():
+        link.tell({"type": "flush"}, deadline_ns)
+        link.tell({"type": "status"}, deadline_ns)
+        answer, _fds = control.recv_with_fds(link.sock, deadline_ns)
+        left = answer["counters"]["batches-incomplete"]
+        if left == 0 or time.monotonic_ns() >= deadline_ns:
+            break
+        time.sleep(0.02)
+    if left:
+        _LOG.warning("process 1 ends and its sender with it: %d batches are not delivered", left)
 
 
 os.register_at_fork(after_in_child=_table.forget)

@@ -6,8 +6,8 @@ A process that neither waits, nor awaits, nor has callbacks, has no thread and n
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
+import os
 import threading
 import weakref
 from collections.abc import Generator
@@ -17,13 +17,34 @@ from mpproducer._core import native
 
 _SLICE_NS = 200_000_000
 
-_readers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, int]] = (
-    weakref.WeakKeyDictionary()
-)
-"""Per event loop: how many awaits need the pipe with this descriptor."""
-
 _watch_lock = threading.Lock()
 _watched: dict[int, threading.Thread] = {}
+
+
+class _PipeReader:
+    """An event loop's use of one attachment's completion pipe, while something awaits it.
+
+    It watches a duplicate of the descriptor: the attachment may be closed, and its number be given
+    to another pipe, before the last awaiting task has run.
+    """
+
+    def __init__(self, attachment: native.Attachment) -> None:
+        self.attachment = attachment  # also keeps its id() from being used again
+        self.fd = os.dup(attachment.fileno())
+        self.waiting = 0
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __del__(self) -> None:
+        self.close()  # its loop was closed, or never ran again
+
+
+_readers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, _PipeReader]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def await_future(future: native.DeliveryFuture) -> Generator[Any, None, Any]:
@@ -31,47 +52,9 @@ def await_future(future: native.DeliveryFuture) -> Generator[Any, None, Any]:
 
     Cancelling the awaiting task leaves the record in delivery.
     """
-    if future.done():
-        return future.result(0)
-    loop = asyncio.get_running_loop()
-    yield from _asyncio_future(future, loop).__await__()
+    if not future.done():
+        yield from _asyncio_future(future, asyncio.get_running_loop()).__await__()
     return future.result(0)
-
-
-def wrap_asyncio(
-    future: native.DeliveryFuture, loop: asyncio.AbstractEventLoop | None = None
-) -> asyncio.Future[Any]:
-    """Return a real asyncio.Future of the record's metadata, for `asyncio.wait` and others."""
-    loop = loop or asyncio.get_running_loop()
-    outer: asyncio.Future[Any] = loop.create_future()
-
-    def told(_done: asyncio.Future[None]) -> None:
-        if outer.done():
-            return
-        error = future.exception(0)
-        if error is not None:
-            outer.set_exception(error)
-        else:
-            outer.set_result(future.result(0))
-
-    _asyncio_future(future, loop).add_done_callback(told)
-    return outer
-
-
-def wrap_concurrent(future: native.DeliveryFuture) -> concurrent.futures.Future[Any]:
-    """Return a real concurrent.futures.Future, for `concurrent.futures.wait` and others."""
-    outer: concurrent.futures.Future[Any] = concurrent.futures.Future()
-    outer.set_running_or_notify_cancel()
-
-    def told(done: native.DeliveryFuture) -> None:
-        error = done.exception(0)
-        if error is not None:
-            outer.set_exception(error)
-        else:
-            outer.set_result(done.result(0))
-
-    future.add_done_callback(told)
-    return outer
 
 
 def _asyncio_future(
@@ -80,7 +63,9 @@ def _asyncio_future(
     """Return a loop's future that is done when the record's outcome is known."""
     waiter: asyncio.Future[None] = loop.create_future()
     attachment = future._attachment
-    fd = attachment.fileno() if attachment is not None else -1
+    if attachment is None or attachment.fileno() < 0:
+        waiter.set_result(None)
+        return waiter
 
     def finish() -> None:
         if not waiter.done():
@@ -91,30 +76,31 @@ def _asyncio_future(
         with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
             loop.call_soon_threadsafe(finish)
 
-    if attachment is None or fd < 0:
-        finish()
-        return waiter
-    _read_pipe(loop, attachment, fd)
-    waiter.add_done_callback(lambda _waiter: _leave_pipe(loop, fd))
+    reader = _read_pipe(loop, attachment)
+    waiter.add_done_callback(lambda _waiter: _leave_pipe(loop, reader))
     with _no_watcher(attachment):
         future.add_done_callback(told)
     return waiter
 
 
-def _read_pipe(loop: asyncio.AbstractEventLoop, attachment: native.Attachment, fd: int) -> None:
-    counts = _readers.setdefault(loop, {})
-    if counts.get(fd, 0) == 0:
-        loop.add_reader(fd, attachment.drain)
-    counts[fd] = counts.get(fd, 0) + 1
+def _read_pipe(loop: asyncio.AbstractEventLoop, attachment: native.Attachment) -> _PipeReader:
+    readers = _readers.setdefault(loop, {})
+    reader = readers.get(id(attachment))
+    if reader is None:
+        reader = readers[id(attachment)] = _PipeReader(attachment)
+        loop.add_reader(reader.fd, attachment.drain)
+    reader.waiting += 1
+    return reader
 
 
-def _leave_pipe(loop: asyncio.AbstractEventLoop, fd: int) -> None:
-    counts = _readers.get(loop, {})
-    counts[fd] = counts.get(fd, 1) - 1
-    if counts[fd] == 0:
-        del counts[fd]
-        if not loop.is_closed():
-            loop.remove_reader(fd)
+def _leave_pipe(loop: asyncio.AbstractEventLoop, reader: _PipeReader) -> None:
+    reader.waiting -= 1
+    if reader.waiting:
+        return
+    _readers.get(loop, {}).pop(id(reader.attachment), None)
+    if not loop.is_closed():
+        loop.remove_reader(reader.fd)
+    reader.close()
 
 
 _unwatched = threading.local()
@@ -142,8 +128,10 @@ def watch(attachment: native.Attachment) -> None:
             target=_drain_while_callbacks, args=(attachment,), name="mpproducer-callbacks"
         )
         thread.daemon = True
-        _watched[key] = thread
-        thread.start()
+        # At the interpreter's end no thread starts any more; the flush at exit runs the callbacks.
+        with contextlib.suppress(RuntimeError):
+            thread.start()
+            _watched[key] = thread
 
 
 def _drain_while_callbacks(attachment: native.Attachment) -> None:
@@ -167,4 +155,7 @@ def forget() -> None:
     global _watch_lock
     _watch_lock = threading.Lock()
     _watched.clear()
+    for readers in list(_readers.values()):
+        for reader in readers.values():
+            reader.close()
     _readers.clear()

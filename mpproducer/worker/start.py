@@ -27,13 +27,17 @@ def start_sender(place: Rendezvous, python: str | None, deadline_ns: int) -> Non
     Returns also when another sender turns out to be running. Raises SenderStartFailed with the
     tail of the sender's log when it ends early, or at the deadline (CLOCK_MONOTONIC ns).
     """
-    ready_read, ready_write = os.pipe()
+    command = [interpreter(python), "-m", "mpproducer.sender", "--rendezvous", str(place.folder)]
     log = os.open(
         place.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
     )
     try:
-        command = [interpreter(python), "-m", "mpproducer.sender"]
-        command += ["--rendezvous", str(place.folder), "--ready-fd", str(ready_write)]
+        ready_read, ready_write = os.pipe()
+    except OSError:
+        os.close(log)
+        raise
+    try:
+        command += ["--ready-fd", str(ready_write)]
         try:
             starter = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 command,
@@ -46,6 +50,7 @@ def start_sender(place: Rendezvous, python: str | None, deadline_ns: int) -> Non
                 start_new_session=True,
             )
         except OSError as error:
+            os.close(ready_read)
             raise SenderStartFailed(
                 f"the sender could not be started with {command[0]}: {error}; "
                 "set sender_python to a Python interpreter that has mpproducer"
