@@ -79,7 +79,7 @@ static const char *check_record(struct reader *in, uint32_t index, uint64_t left
                                 int64_t *delta) {
     uint64_t used = 0;
     const int64_t body = get_varint(in, 5, &used);
-    if (in->failed || body < 7 || (uint64_t)body > left - used)
+    if (in->failed || body < 6 || (uint64_t)body > left - used)
         return "a record's length does not fit its batch";
     *total = used + (uint64_t)body;
     used = 1;
