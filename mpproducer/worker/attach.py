@@ -150,26 +150,31 @@ def attach(config: Config, place: Rendezvous, deadline_ns: int) -> Link:
     if not turn.acquire(timeout=_left_s(deadline_ns)):
         raise SenderStartFailed("another thread of this process is still attaching")
     try:
-        known = _table.links.get(name)
-        if known is not None:
-            if known.usable():
-                return known
-            _drop(known)
-        link = _connect(config, place, deadline_ns)
-        if known is not None:
-            link.handles = known.handles
-        with _table.lock:
-            _table.links[name] = link
-        _register_exit()
-        for hook in _link_hooks:
-            hook(link)
-        return link
+        return _attach_in_turn(config, place, deadline_ns)
     except OSError as error:
         raise SenderStartFailed(
             f"this process cannot attach to the sender of {place.folder}: {error}"
         ) from error
     finally:
         turn.release()
+
+
+def _attach_in_turn(config: Config, place: Rendezvous, deadline_ns: int) -> Link:
+    name = str(place.folder)
+    known = _table.links.get(name)
+    if known is not None:
+        if known.usable():
+            return known
+        _drop(known)
+    link = _connect(config, place, deadline_ns)
+    if known is not None:
+        link.handles = known.handles
+    with _table.lock:
+        _table.links[name] = link
+    _register_exit()
+    for hook in _link_hooks:
+        hook(link)
+    return link
 
 
 def _drop(link: Link) -> None:

@@ -141,9 +141,7 @@ def test_codecs(kafka: str, codec: str, acks: object) -> None:
 
 def test_acks_0_sends_and_tells_no_offset(kafka: str) -> None:
     topic = support.new_topic(kafka, partitions=1)
-    with mpproducer.Producer(
-        bootstrap_servers=kafka, acks=0, enable_idempotence=False
-    ) as producer:
+    with mpproducer.Producer(bootstrap_servers=kafka, acks=0, enable_idempotence=False) as producer:
         futures = [producer.send(topic, b"%d" % number) for number in range(100)]
         producer.flush()
         assert {future.result(1).offset for future in futures} == {-1}
