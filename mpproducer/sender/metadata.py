@@ -216,20 +216,19 @@ class Metadata:
         topic = self.topics.get(info.name)
         if topic is None:
             return False
+        news = info.error_code != topic.error_code
         topic.error_code = info.error_code
         if info.error_code:
-            if info.error_code in _PASSING:
+            passing = info.error_code in _PASSING
+            if not topic.partitions and (news or not passing):
+                # A passing error only tells the workers that wait what they wait for.
+                text = error_table.describe(info.error_code, f"topic {info.name}")
+                self._emit(PublishTopicError(topic.index, info.error_code, text))
+            if passing:
                 return topic.wanted
             topic.fetched = True
             if not topic.partitions:
                 topic.wanted = False
-                self._emit(
-                    PublishTopicError(
-                        topic.index,
-                        info.error_code,
-                        error_table.describe(info.error_code, f"topic {info.name}"),
-                    )
-                )
             return False
         topic.fetched = True
         if info.topic_id != topic.topic_id:

@@ -137,6 +137,23 @@ def recv_with_fds(sock: socket.socket, deadline_ns: int) -> tuple[Message, list[
         raise
 
 
+def receive(sock: socket.socket, decoder: Decoder, deadline_ns: int) -> Message:
+    """Receive the newest message that is there, waiting for one until the deadline.
+
+    The decoder belongs to the socket: it keeps what is incomplete. Raises as `recv_with_fds`.
+    """
+    while True:
+        try:
+            data = sock.recv(65536)
+        except BlockingIOError:
+            _wait(sock, select.POLLIN, deadline_ns)
+            continue
+        if not data:
+            raise ConnectionError("the control socket was closed")
+        if messages := decoder.feed(data):
+            return messages[-1]
+
+
 def peer_credentials(sock: socket.socket) -> tuple[int, int, int]:
     """Return (pid, uid, gid) of the process at the other end (SO_PEERCRED)."""
     raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)

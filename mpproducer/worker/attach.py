@@ -47,6 +47,8 @@ class Link:
     """`Producer` objects that use this link: neither closed nor garbage."""
     unsent: bytes = b""
     """The rest of a message that the socket did not take: it goes before any other."""
+    answer_lock: threading.Lock = field(default_factory=threading.Lock)
+    decoder: control.Decoder = field(default_factory=control.Decoder)
 
     def tell(self, message: control.Message, deadline_ns: int) -> None:
         """Send a control message. Raises SenderError when the sender is gone or silent."""
@@ -61,6 +63,18 @@ class Link:
             raise SenderError(f"the host's sender does not answer: {error}") from error
         finally:
             self.send_lock.release()
+
+    def status(self, deadline_ns: int) -> control.Message:
+        """Ask the sender how it is. Raises SenderError by the deadline."""
+        if not self.answer_lock.acquire(timeout=_left_s(deadline_ns)):
+            raise SenderError("another thread of this process is asking the sender")
+        try:
+            self.tell({"type": "status"}, deadline_ns)
+            return control.receive(self.sock, self.decoder, deadline_ns)
+        except OSError as error:
+            raise SenderError(f"the host's sender does not answer: {error}") from error
+        finally:
+            self.answer_lock.release()
 
     def usable(self) -> bool:
         """Whether records can still be appended through this link."""
@@ -424,9 +438,7 @@ def _drain_host(link: Link, deadline_ns: int) -> None:
     left = -1
     while link.usable():
         link.tell({"type": "flush"}, deadline_ns)
-        link.tell({"type": "status"}, deadline_ns)
-        answer, _fds = control.recv_with_fds(link.sock, deadline_ns)
-        left = answer["counters"]["batches-incomplete"]
+        left = link.status(deadline_ns)["counters"]["batches-incomplete"]
         if left == 0 or time.monotonic_ns() >= deadline_ns:
             break
         time.sleep(0.02)

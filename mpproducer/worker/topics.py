@@ -7,6 +7,7 @@ this wait and the wait for memory (KafkaProducer.waitOnMetadata).
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from typing import Final
@@ -17,6 +18,7 @@ from mpproducer.worker.attach import Link
 
 _LEGAL: Final = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 _ASK_AGAIN_NS: Final = 1_000_000_000
+_TROUBLES_NS: Final = 100_000_000
 _INVALID_TOPIC: Final = 17
 _AUTHORIZATION: Final = (29, 31)
 
@@ -49,6 +51,8 @@ def wait_ready(link: Link, topic: str, partition: int, deadline_ns: int, max_blo
             _raise_fatal(topic, code, message)
         now_ns = time.monotonic_ns()
         if now_ns >= deadline_ns:
+            if state != native.TOPIC_READY and not message:
+                message = _troubles(link, known=state >= 0)
             raise _timeout(topic, partition, state, count, message, max_block_ms)
         if now_ns - asked_ns >= _ASK_AGAIN_NS:
             asked_ns = now_ns
@@ -67,6 +71,18 @@ def _raise_fatal(topic: str, code: int, message: str) -> None:
         raise InvalidTopic(f"the cluster refuses the topic name {topic!r}: {message}", code=code)
     if code in _AUTHORIZATION:
         raise AuthorizationFailed(f"no access to topic {topic!r}: {message}", code=code)
+
+
+def _troubles(link: Link, known: bool) -> str:
+    """What the sender says stands in the way; empty when it knows nothing, or is silent."""
+    with contextlib.suppress(SenderError):
+        status = link.status(time.monotonic_ns() + _TROUBLES_NS)
+        if not known and status["topics"] >= link.config.max_topics:
+            return f"the host's directory of topics is full; raise max_topics={status['topics']}"
+        nodes = status["nodes"]
+        brokers = [node for node in nodes if node["id"] >= 0]  # the others: bootstrap servers
+        return "; ".join(f"{n['host']}:{n['port']}: {n['why']}" for n in brokers or nodes if n["why"])
+    return ""
 
 
 def _timeout(

@@ -340,9 +340,7 @@ def test_C10_a_closed_producer_raises_and_what_it_had_taken_is_delivered(broker:
             call()
     producer.close()  # again
     assert "closed" in repr(producer)
-    with mpproducer.Producer(
-        bootstrap_servers=broker.bootstrap_servers, sender_idle_ms=0
-    ) as other:
+    with mpproducer.Producer(bootstrap_servers=broker.bootstrap_servers, sender_idle_ms=0) as other:
         other.send(TOPIC, b"after").result(20)
     assert [record.value for record in broker.records(TOPIC)] == [b"before", b"after"]
 
