@@ -114,6 +114,8 @@ int attachment_drain(Attachment *a);
 int attachment_wait(Attachment *a, const Pending *batch, uint32_t index, int64_t deadline_ns);
 /* 1: granted; 0: deadline passed; 2: the attachment ended; -1: exception set. */
 int attachment_wait_memory(Attachment *a, uint32_t units, int64_t deadline_ns);
+/* Of a sender that takes no more records: 1: it is gone; 0: deadline passed; -1: exception set. */
+int attachment_wait_end(Attachment *a, int64_t deadline_ns);
 /* The entry of a topic that is ready, borrowed; NULL without an exception: not ready. */
 TopicRef *attachment_find_topic(Attachment *a, PyObject *name);
 static inline TopicRef *attachment_topic(Attachment *a, PyObject *name) {

@@ -444,6 +444,17 @@ int attachment_wait_memory(Attachment *a, uint32_t units, int64_t deadline_ns) {
     return result;
 }
 
+int attachment_wait_end(Attachment *a, int64_t deadline_ns) {
+    int result = 1;
+    Py_INCREF((PyObject *)a);
+    a->users++;
+    while (attachment_usable(a) && (result = lead(a, a->drained, deadline_ns)) >= 0)
+        if (mp_now_ns() >= deadline_ns) break;
+    const int ended = !attachment_usable(a);
+    end_use(a);
+    return result < 0 ? -1 : ended;
+}
+
 uint64_t attachment_random(Attachment *a) {
     a->random ^= a->random << 13;
     a->random ^= a->random >> 7;

@@ -243,6 +243,19 @@ static PyObject *no_memory(Producer *self, Attachment *a, const struct request *
                                        (unsigned long long)slots * MP_SLOT_BYTES));
 }
 
+/* The sender has closed its region and ends: the next one is waited for, like memory. */
+static PyObject *no_sender(Producer *self, Attachment *a, const struct request *r,
+                           int64_t *deadline, int *again) {
+    start_clock(self, deadline);
+    const int ended = attachment_wait_end(a, *deadline);
+    *again = ended > 0;
+    if (ended != 0) return NULL;
+    return failed(r->topic, "NotSent",
+                  PyUnicode_FromFormat("the host's sender is shutting down, and did not end within "
+                                       "max_block_ms=%lld",
+                                       self->max_block_ns / 1000000));
+}
+
 /* The whole of one send after its arguments were checked. Returns a future, or NULL. The future is
  * made before the record is committed, so that nothing can fail after it; *spare keeps one that was
  * not used. */
@@ -309,8 +322,7 @@ static PyObject *send_record(Producer *self, struct request *r, int64_t explicit
         if (status == MP_NO_MEMORY) {
             future = no_memory(self, a, r, place.units, deadline, &again);
         } else {
-            future = failed(r->topic, "NotSent",
-                            PyUnicode_FromString("the host's sender is shutting down"));
+            future = no_sender(self, a, r, deadline, &again);
         }
         Py_DECREF((PyObject *)a);
         if (!again) return future;

@@ -289,6 +289,7 @@ def _try_connect(config: Config, place: Rendezvous, deadline_ns: int) -> Link | 
     """Shake hands with the sender of the socket; None when nobody listens there."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     fds: list[int] = []
+    welcome = False
     try:
         sock.setblocking(False)
         try:
@@ -318,10 +319,15 @@ def _try_connect(config: Config, place: Rendezvous, deadline_ns: int) -> Link | 
             raise SenderStartFailed(
                 f"the sender (pid {pid}) took the connection but did not answer in time"
             ) from None
-        if answer["type"] != "welcome":
+        welcome = answer["type"] == "welcome"
+        if not welcome:
             _raise_refusal(answer)
         link = Link(place, config, _map(answer, fds), sock, pid)
     except BaseException:
+        if welcome:
+            # Or the sender would count this process among its workers until it ends.
+            with contextlib.suppress(OSError):
+                control.send_bytes(sock, control.encode({"type": "bye"}), deadline_ns)
         sock.close()
         for fd in fds:
             with contextlib.suppress(OSError):

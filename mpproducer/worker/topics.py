@@ -81,7 +81,9 @@ def _troubles(link: Link, known: bool) -> str:
             return f"the host's directory of topics is full; raise max_topics={status['topics']}"
         nodes = status["nodes"]
         brokers = [node for node in nodes if node["id"] >= 0]  # the others: bootstrap servers
-        return "; ".join(f"{n['host']}:{n['port']}: {n['why']}" for n in brokers or nodes if n["why"])
+        return "; ".join(
+            f"{n['host']}:{n['port']}: {n['why']}" for n in brokers or nodes if n["why"]
+        )
     return ""
 
 

@@ -24,7 +24,7 @@ FAST: dict[str, Any] = {
 
 
 class Peer:
-    """A TCP listener with a handler per connection: a broker's address with something else there."""
+    """A TCP listener with a handler per connection: at the address of a broker, something else."""
 
     def __init__(self, handle: Callable[[socket.socket], None]) -> None:
         self.handle = handle
@@ -36,7 +36,7 @@ class Peer:
 
     @property
     def address(self) -> str:
-        return "127.0.0.1:%d" % self.listener.getsockname()[1]
+        return f"127.0.0.1:{self.listener.getsockname()[1]}"
 
     def run(self) -> None:
         while not self.ended.is_set():
@@ -158,11 +158,9 @@ def test_M1_M2_a_peer_that_is_no_broker_is_a_MetadataTimeout_and_the_next_broker
             assert producer.send(TOPIC, b"v").result(20).offset == 0
 
 
-def test_no_broker_at_the_address_is_a_MetadataTimeout_that_asks_for_it(
-    status_of: Callable[[Any], dict[str, Any]],
-) -> None:
+def test_no_broker_at_the_address_is_a_MetadataTimeout_that_names_it() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
-        address = "127.0.0.1:%d" % free.getsockname()[1]
+        address = f"127.0.0.1:{free.getsockname()[1]}"
     with mpproducer.Producer(bootstrap_servers=address, max_block_ms=300, **FAST) as producer:
         producer.attach(10)
         future, took_s = timed(lambda: producer.send(TOPIC, b"v"))
@@ -284,7 +282,8 @@ def test_B4_R1_full_memory_is_a_BufferFull_after_max_block_ms_and_comes_back(
     ) as producer:
         producer.send(TOPIC, b"before").result(20)
         held = broker.on("Produce", times=1000).delay(3.0)
-        futures, value = [], bytes(50_000)
+        futures: list[Any] = []
+        value = bytes(50_000)
         while not futures or not futures[-1].done():
             futures.append(producer.send(TOPIC, value))
             assert len(futures) < 100
@@ -314,6 +313,7 @@ def test_C5_metadata_and_memory_share_one_deadline() -> None:
     """The wait for metadata takes most of max_block_ms; memory gets only the rest."""
     with Broker(brokers=2) as broker:
         broker.create_topic(TOPIC)
+        broker.create_topic("late")
         with mpproducer.Producer(
             bootstrap_servers=broker.bootstrap_servers, max_block_ms=800, **FAST, **SMALL
         ) as producer:
@@ -322,7 +322,7 @@ def test_C5_metadata_and_memory_share_one_deadline() -> None:
             held = broker.on("Produce", topic=TOPIC, times=1000).delay(3.0)
             slow = broker.on("Metadata", topic="late", times=1000).delay(0.6)
             value = bytes(50_000)
-            futures = []
+            futures: list[Any] = []
             while not futures or not futures[-1].done():
                 futures.append(producer.send(TOPIC, value))
             assert isinstance(futures[-1].exception(0), mpproducer.BufferFull)

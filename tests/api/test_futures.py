@@ -1,0 +1,602 @@
+"""Futures: results, errors, callbacks, threads, event loops, forks."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import gc
+import os
+import pickle
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import mpproducer
+from mpproducer import errors
+from mpproducer.future import BatchFuture, as_concurrent
+from mpproducer.testing import Broker
+from tests.conftest import wait_until
+
+TOPIC = "events"
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+
+def make(broker: Broker, **config: Any) -> mpproducer.Producer:
+    defaults: dict[str, Any] = {"linger_ms": 0, "sender_idle_ms": 0, "retry_backoff_ms": 10}
+    return mpproducer.Producer(bootstrap_servers=broker.bootstrap_servers, **(defaults | config))
+
+
+@pytest.fixture
+def producer(broker: Broker) -> Iterator[mpproducer.Producer]:
+    broker.create_topic(TOPIC)
+    with make(broker) as producer:
+        yield producer
+
+
+@contextlib.contextmanager
+def held(broker: Broker, seconds: float) -> Iterator[Any]:
+    """Produce requests are answered this much later."""
+    fault = broker.on("Produce", times=1000).delay(seconds)
+    yield fault
+    assert fault.hits > 0
+    fault.remove()
+
+
+def thread_names() -> list[str]:
+    return [thread.name for thread in threading.enumerate()]
+
+
+# --- one record
+
+
+def test_a_result_tells_where_the_record_is(producer: mpproducer.Producer) -> None:
+    future = producer.send(TOPIC, b"v", timestamp_ms=77)
+    metadata = future.result(20)
+    assert metadata == (TOPIC, 0, 0, 77)
+    assert future.get(timeout=0) == future.result() == metadata
+    assert future.exception(0) is None
+    assert future.done()
+    assert (future.cancel(), future.cancelled(), future.running()) == (False, False, False)
+    assert (future.topic, future.partition, future.index) == (TOPIC, 0, 0)
+    assert "acknowledged" in repr(future)
+    assert pickle.loads(pickle.dumps(metadata)) == metadata
+
+
+def test_a_timeout_leaves_the_record_in_delivery(
+    producer: mpproducer.Producer, broker: Broker
+) -> None:
+    producer.send(TOPIC, b"0").result(20)
+    with held(broker, 0.5):
+        future = producer.send(TOPIC, b"1")
+        many = producer.send_many(TOPIC, [b"2", b"3"])
+        assert wait_until(lambda: broker.requests["Produce"] >= 2)
+        assert not future.done()
+        assert "pending" in repr(future)
+        assert "pending" in repr(many)
+        for wait in (future.result, future.exception, many.result, many.exception, producer.flush):
+            with pytest.raises(TimeoutError, match=r"stays? in delivery"):
+                wait(0)
+        start = time.monotonic()
+        with pytest.raises(TimeoutError):
+            future.result(timeout=0.05)
+        assert time.monotonic() - start >= 0.05
+        for senseless in ("1", object()):
+            with pytest.raises(TypeError):
+                future.result(senseless)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="nan"):
+            future.result(float("nan"))
+        with pytest.raises(TypeError, match="takes one argument, timeout"):
+            future.result(within=1)  # type: ignore[call-arg]
+        assert future.result(20).offset == 1
+        assert many.offsets == [2, 3]
+
+
+def test_an_error_is_the_same_each_time_and_keeps_no_frames(
+    producer: mpproducer.Producer, broker: Broker
+) -> None:
+    refused = broker.on("Produce").error(87)  # INVALID_RECORD
+    future = producer.send(TOPIC, b"v")
+    for _ in range(3):
+        with pytest.raises(errors.NotWritten) as found:
+            future.result(20)
+    assert refused.hits == 1
+    assert found.value.code == 87
+    assert str(future.exception()) == str(found.value)
+    assert "failed" in repr(future)
+    assert pickle.loads(pickle.dumps(found.value)).code == 87
+
+    early = producer.send("no/topic", b"v")
+    for _ in range(5):
+        with pytest.raises(mpproducer.InvalidTopic) as invalid:
+            early.result(0)
+    trace, frames = invalid.value.__traceback__, 0
+    while trace is not None:
+        trace, frames = trace.tb_next, frames + 1
+    assert frames == 1
+
+
+def test_X5_outcomes_of_many_threads_are_each_threads_own_and_in_order(
+    producer: mpproducer.Producer, broker: Broker
+) -> None:
+    def job(number: int) -> list[int]:
+        futures = [producer.send(TOPIC, b"%d %d" % (number, n)) for n in range(500)]
+        return [future.result(30).offset for future in futures]
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        offsets = list(pool.map(job, range(8)))
+    stored = [record.value for record in broker.records(TOPIC)]
+    assert len(stored) == 4000
+    for number, mine in enumerate(offsets):
+        assert mine == sorted(mine)
+        assert [stored[offset] for offset in mine] == [b"%d %d" % (number, n) for n in range(500)]
+
+
+def test_many_threads_wait_for_one_future_and_for_others(
+    producer: mpproducer.Producer, broker: Broker
+) -> None:
+    producer.send(TOPIC, b"0").result(20)
+    with held(broker, 0.2):
+        futures = [producer.send(TOPIC, b"v") for _ in range(20)]
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            waits = [pool.submit(futures[n % 5].result, 20) for n in range(40)]
+            assert {w.result(30).offset for w in waits} == {1, 2, 3, 4, 5}
+
+
+def test_waiting_can_be_interrupted_by_a_signal(
+    producer: mpproducer.Producer, broker: Broker
+) -> None:
+    class Alarm(Exception):
+        pass
+
+    def ring(_number: int, _frame: object) -> None:
+        raise Alarm
+
+    producer.send(TOPIC, b"0").result(20)
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        with held(broker, 0.6):
+            future = producer.send(TOPIC, b"1")
+            for wait in (future.result, producer.flush):
+                signal.setitimer(signal.ITIMER_REAL, 0.05)
+                with pytest.raises(Alarm):
+                    wait(20)
+            assert not future.done()
+            assert future.result(20).offset == 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_L9_signals_at_1_kHz_disturb_nothing(producer: mpproducer.Producer, broker: Broker) -> None:
+    rings = []
+    before = signal.signal(signal.SIGALRM, lambda *_: rings.append(1))
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    try:
+        for round_ in range(20):
+            futures = [producer.send(TOPIC, b"v") for _ in range(50)]
+            producer.flush(20)
+            assert futures[-1].result(20).offset == round_ * 50 + 49
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert rings
+    assert len(broker.records(TOPIC)) == 1000
+
+
+# --- callbacks
+
+
+def test_callbacks_run_once_each_before_or_after_the_outcome(
+    producer: mpproducer.Producer, broker: Broker
+) -> None:
+    calls: list[tuple[str, Any, str]] = []
+
+    def note(name: str) -> Any:
+        return lambda future: calls.append((name, future, threading.current_thread().name))
+
+    producer.send(TOPIC, b"0").result(20)
+    with held(broker, 0.2):
+        future = producer.send(TOPIC, b"1")
+        future.add_done_callback(note("first"))
+        future.add_done_callback(note("second"))
+        assert "mpproducer-callbacks" in thread_names()
+        assert wait_until(lambda: len(calls) == 2)  # nobody asked the future
+    assert [(name, who) for name, who, _thread in calls] == [("first", future), ("second", future)]
+    assert {thread for _name, _who, thread in calls} == {"mpproducer-callbacks"}
+    future.add_done_callback(note("late"))
+    assert calls[2] == ("late", future, threading.current_thread().name)
+    failed = producer.send("", b"v")
+    failed.add_done_callback(note("failed"))
+    assert calls[3][:2] == ("failed", failed)
+    assert wait_until(lambda: "mpproducer-callbacks" not in thread_names())
+    with pytest.raises(TypeError, match="callable"):
+        future.add_done_callback(5)  # type: ignore[arg-type]
+
+
+def test_W16_a_callback_that_raises_is_reported_and_disturbs_nobody(
+    producer: mpproducer.Producer, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: reported.append(args.exc_value))
+    done: list[int] = []
+
+    def bad(_future: object) -> None:
+        raise ZeroDivisionError
+
+    producer.send(TOPIC, b"0").result(20)
+    with held(broker, 0.2):
+        futures = [producer.send(TOPIC, b"v") for _ in range(3)]
+        for future in futures:
+            future.add_done_callback(bad)
+            future.add_done_callback(lambda f: done.append(f.result(0).offset))
+        many = producer.send_many(TOPIC, [b"v", b"v"])
+        many.add_done_callback(bad)
+        many.add_done_callback(lambda f: done.extend(f.offsets))
+        assert wait_until(lambda: len(done) == 5)
+    assert sorted(done) == [1, 2, 3, 4, 5]
+    futures[0].add_done_callback(bad)
+    producer.send_many(TOPIC, []).add_done_callback(bad)
+    assert [type(error) for error in reported] == [ZeroDivisionError] * 6
+
+
+def test_W16_a_callback_that_blocks_delays_no_waiter(
+    producer: mpproducer.Producer, broker: Broker
+) -> None:
+    release, entered = threading.Event(), threading.Event()
+
+    def block(_future: object) -> None:
+        entered.set()
+        release.wait(20)
+
+    try:
+        first = producer.send(TOPIC, b"0")
+        first.add_done_callback(block)
+        if not first.done():
+            assert entered.wait(20)
+        for n in range(1, 20):
+            assert producer.send(TOPIC, b"v").result(20).offset == n
+        producer.flush(20)
+    finally:
+        release.set()
+    assert wait_until(lambda: "mpproducer-callbacks" not in thread_names())
+
+
+def test_a_callback_may_send_wait_flush_and_close(broker: Broker) -> None:
+    broker.create_topic(TOPIC)
+    producer = make(broker)
+    offsets: list[int] = []
+    closed = threading.Event()
+
+    def again(future: Any) -> None:
+        offsets.append(future.result(0).offset)
+        if len(offsets) < 5:
+            inner = producer.send(TOPIC, b"v")
+            inner.result(20)
+            producer.flush(20)
+            inner.add_done_callback(again)
+        else:
+            producer.close(20)  # C10: no deadlock
+            closed.set()
+
+    producer.send(TOPIC, b"v").add_done_callback(again)
+    assert closed.wait(30)
+    assert offsets == [0, 1, 2, 3, 4]
+
+
+def test_futures_and_callbacks_are_freed(producer: mpproducer.Producer) -> None:
+    class Big:
+        alive = 0
+
+        def __init__(self) -> None:
+            Big.alive += 1
+
+        def __del__(self) -> None:
+            Big.alive -= 1
+
+        def __call__(self, _future: object) -> None:
+            pass
+
+    for _ in range(100):
+        producer.send(TOPIC, b"v").add_done_callback(Big())
+    producer.flush(20)
+    assert wait_until(lambda: gc.collect() >= 0 and Big.alive == 0)
+    assert producer.metrics()["worker-callbacks-pending"] == 0
+
+
+# --- many records
+
+
+def test_a_batch_future_counts_orders_and_names_what_failed(
+    producer: mpproducer.Producer, broker: Broker
+) -> None:
+    many = producer.send_many(TOPIC, [b"%d" % n for n in range(2500)])
+    assert len(many) == many.count == 2500
+    assert [m.offset for m in many.result(20)] == list(range(2500))
+    assert many.get() == many.result(0)
+    assert many.failed == []
+    assert many.done()
+    assert not many.cancel()
+    empty = producer.send_many(TOPIC, [])
+    assert (empty.result(0), empty.offsets, empty.failed, len(empty)) == ([], [], [], 0)
+    broker.on("Produce").error(87)
+    refused = producer.send_many(TOPIC, [b"a", b"b", b"c"])
+    assert isinstance(refused.exception(20), errors.NotWritten)
+    assert [at for at, _error in refused.failed] == [0, 1, 2]
+    with pytest.raises(errors.NotWritten):
+        refused.result(0)
+
+
+def test_S26_a_batch_future_waits_for_all_parts_of_a_split_batch() -> None:
+    """The first part is acknowledged long before the second: nothing is told too early."""
+    with Broker(max_message_bytes=6000) as broker:
+        broker.create_topic(TOPIC)
+        with make(broker, linger_ms=50) as producer:
+            producer.send(TOPIC, b"0").result(20)
+            slow = broker.on("Produce", times=100).delay(0.15)
+            many = producer.send_many(TOPIC, [b"%04d" % n + bytes(1000) for n in range(20)])
+            done: list[BatchFuture] = []
+            many.add_done_callback(done.append)
+            assert many.offsets == list(range(1, 21))
+            assert slow.hits >= 4
+            assert producer.metrics()["batch-split-total"] > 0
+            assert wait_until(lambda: done == [many])
+            slow.remove()
+        assert [r.value[:4] for r in broker.records(TOPIC)[1:] if r.value] == [
+            b"%04d" % n for n in range(20)
+        ]
+
+
+def test_a_batch_future_is_one_callback_and_one_await_however_many_batches(
+    broker: Broker,
+) -> None:
+    broker.create_topic(TOPIC, partitions=4)
+    with make(broker, batch_size=2000) as producer:
+        many = producer.send_many(
+            TOPIC, [bytes(100)] * 400, keys=[b"%d" % (n % 16) for n in range(400)]
+        )
+        calls: list[object] = []
+        many.add_done_callback(calls.append)
+        metadata = asyncio.run(asyncio.wait_for(_await(many), 20))
+        assert len(metadata) == 400
+        assert wait_until(lambda: calls == [many])
+
+
+async def _await(future: Any) -> Any:
+    return await future
+
+
+# --- event loops
+
+
+def test_await_gather_wait_for_shield_and_tasks_work_without_a_thread(
+    producer: mpproducer.Producer, broker: Broker
+) -> None:
+    async def main() -> None:
+        before = thread_names()
+        assert (await producer.send(TOPIC, b"v")).offset == 0
+        with held(broker, 0.15):
+            many = await asyncio.gather(*[producer.send(TOPIC, b"v") for _ in range(50)])
+            assert [m.offset for m in many] == list(range(1, 51))
+            future = producer.send(TOPIC, b"v")
+            assert (await asyncio.wait_for(future, 20)).offset == 51
+            assert (await asyncio.shield(producer.send(TOPIC, b"v"))).offset == 52
+            task = asyncio.ensure_future(producer.send(TOPIC, b"v"))
+            finished, _ = await asyncio.wait([task], timeout=20)
+            assert finished == {task}
+            assert task.result().offset == 53
+            found = [
+                (await f).offset
+                for f in asyncio.as_completed([producer.send(TOPIC, b"v") for _ in range(3)])
+            ]
+            assert sorted(found) == [54, 55, 56]
+            assert (await producer.send_many(TOPIC, [b"v"] * 3))[2].offset == 59
+            wrapped = asyncio.wrap_future(as_concurrent(producer.send(TOPIC, b"v")))
+            assert (await wrapped).offset == 60
+        assert (await future).offset == 51  # a done one
+        with pytest.raises(mpproducer.InvalidTopic):
+            await producer.send("", b"v")
+        with pytest.raises(mpproducer.InvalidTopic):
+            await producer.send_many("", [b"v"])
+        new = [name for name in thread_names() if name not in before]
+        assert [name for name in new if name != "mpproducer-callbacks"] == []
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
+def test_L12_a_cancelled_or_late_waiter_leaves_the_record_in_delivery(
+    producer: mpproducer.Producer, broker: Broker
+) -> None:
+    async def main() -> None:
+        await producer.send(TOPIC, b"v")
+        with held(broker, 0.4):
+            first, second = producer.send(TOPIC, b"v"), producer.send(TOPIC, b"v")
+            task = asyncio.ensure_future(first)
+            await asyncio.sleep(0.05)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(second, 0.05)
+            assert not first.done()
+            assert [(await f).offset for f in (first, second)] == [1, 2]
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
+def test_L12_a_loop_that_closes_with_futures_pending_disturbs_nobody(
+    producer: mpproducer.Producer, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: reported.append(args.exc_value))
+    producer.send(TOPIC, b"v").result(20)
+    descriptors = len(os.listdir("/proc/self/fd"))
+    with held(broker, 0.4):
+        future = producer.send(TOPIC, b"v")
+        loop = asyncio.new_event_loop()
+        task = loop.create_task(_await(future))
+        loop.run_until_complete(asyncio.sleep(0.05))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            loop.run_until_complete(task)
+        abandoned = asyncio.new_event_loop()
+        waiter = abandoned.create_task(_await(future))
+        abandoned.run_until_complete(asyncio.sleep(0.05))
+        waiter._log_destroy_pending = False  # type: ignore[attr-defined]  # on purpose
+        loop.close()
+        abandoned.close()
+        assert asyncio.run(_await(future)).offset == 1  # in a third loop
+    assert future.result(0).offset == 1
+    del loop, abandoned, task, waiter
+    gc.collect()
+    assert wait_until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors)
+    assert reported == []
+
+
+def test_two_loops_in_two_threads_and_a_waiting_thread_share_one_pipe(
+    producer: mpproducer.Producer,
+) -> None:
+    def in_loop(_number: int) -> list[int]:
+        async def main() -> list[int]:
+            offsets = []
+            for _ in range(30):
+                many = await asyncio.gather(*[producer.send(TOPIC, b"v") for _ in range(5)])
+                offsets += [m.offset for m in many]
+            return offsets
+
+        return asyncio.run(asyncio.wait_for(main(), 30))
+
+    def waiting(_number: int) -> list[int]:
+        return [producer.send(TOPIC, b"v").result(20).offset for _ in range(150)]
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(job, n) for n, job in enumerate((in_loop, in_loop, waiting, waiting))]
+        found = [offset for job in jobs for offset in job.result(60)]
+    assert sorted(found) == list(range(600))
+
+
+def test_S1_awaiting_goes_on_over_the_death_of_the_sender(
+    producer: mpproducer.Producer, broker: Broker, status_of: Any
+) -> None:
+    """The new attachment's pipe gets the old one's number: each task still is woken."""
+
+    async def main() -> None:
+        await producer.send(TOPIC, b"v")
+        for _ in range(3):
+            with held(broker, 0.5):
+                tasks = [asyncio.ensure_future(producer.send(TOPIC, b"v")) for _ in range(3)]
+                await asyncio.sleep(0.05)
+                os.kill(status_of(producer)["pid"], signal.SIGKILL)
+                got = await asyncio.gather(*tasks, return_exceptions=True)
+                assert [type(error) for error in got] == [mpproducer.SenderDied] * 3
+            await producer.send(TOPIC, b"v")
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+# --- conversions, forks
+
+
+def test_as_concurrent_gives_a_real_future(producer: mpproducer.Producer) -> None:
+    futures = [as_concurrent(producer.send(TOPIC, b"v")) for _ in range(10)]
+    many = as_concurrent(producer.send_many(TOPIC, [b"v"] * 2))
+    failed = as_concurrent(producer.send("", b"v"))
+    done, pending = concurrent.futures.wait([*futures, many, failed], timeout=20)
+    assert len(done) == 12
+    assert not pending
+    assert [future.result().offset for future in futures] == list(range(10))
+    assert [m.offset for m in many.result()] == [10, 11]
+    assert isinstance(failed.exception(), mpproducer.InvalidTopic)
+    assert not futures[0].cancel()
+
+
+def in_child(job: Any) -> None:
+    """Run in a forked child; what it raises fails the test."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            job()
+            code = 0
+        except BaseException:  # noqa: BLE001 - told by the exit status
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_L1_futures_of_the_parent_are_not_the_childs(
+    producer: mpproducer.Producer, broker: Broker
+) -> None:
+    done = producer.send(TOPIC, b"0")
+    done.result(20)
+    called: list[int] = []
+    with held(broker, 0.6):
+        future = producer.send(TOPIC, b"1")
+        many = producer.send_many(TOPIC, [b"2", b"3"])
+        future.add_done_callback(lambda f: called.append(os.getpid()))
+
+        def child() -> None:
+            assert done.result(0).offset == 0
+            for pending in (future, many):
+                assert isinstance(pending.exception(5), mpproducer.WrongProcess)
+            assert asyncio.run(_awaited_error(future)) is mpproducer.WrongProcess
+            assert called == []
+            mine = producer.send(TOPIC, b"4")
+            assert mine.result(20).offset == 4
+            producer.close()
+
+        in_child(child)
+        assert future.result(20).offset == 1
+        assert many.offsets == [2, 3]
+        assert wait_until(lambda: called == [os.getpid()])
+
+
+async def _awaited_error(future: Any) -> type:
+    try:
+        await future
+    except Exception as error:  # noqa: BLE001 - the test looks at it
+        return type(error)
+    return object
+
+
+def test_W8_a_worker_that_never_looks_holds_up_nobody_and_loses_nothing(
+    producer: mpproducer.Producer, broker: Broker, rng: random.Random
+) -> None:
+    """One process only sends; the completions of its batches must not pile up anywhere."""
+    broker.create_topic("other")
+    ready, go = os.pipe()
+
+    def child() -> None:
+        futures = []
+        for n in range(30_000):
+            futures.append(producer.send(TOPIC, b"%d" % n))
+        os.write(go, b".")
+        deadline = time.monotonic() + 30
+        while producer.metrics()["record-acked-total"] < 30_000:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        for n in sorted(rng.sample(range(30_000), 500)):
+            assert futures[n].result(20).offset == n
+        producer.close()
+
+    try:
+        in_child_started = threading.Thread(target=lambda: os.read(ready, 1))
+        in_child_started.start()
+        in_child(child)
+        in_child_started.join(20)
+        assert [producer.send("other", b"v").result(20).offset for _ in range(20)] == list(
+            range(20)
+        )
+        assert len(broker.records(TOPIC)) == 30_000
+    finally:
+        os.close(ready)
+        os.close(go)
