@@ -265,14 +265,17 @@ def _start_and_connect(config: Config, place: Rendezvous, deadline_ns: int) -> L
         link = _try_connect(config, place, deadline_ns)
         if link is not None:
             return link
-        start_sender(place, config.sender_python, deadline_ns)
         try:
+            start_sender(place, config.sender_python, deadline_ns)
             return _try_connect(config, place, deadline_ns)
         except _Ended as ended:
             # Not a sender on its way out: the one started just now. Another would fare no better.
-            raise SenderStartFailed(
-                f"the host's sender process ended with its first worker{log_tail(place.log)}"
-            ) from ended
+            text = f"the host's sender process ended with its first worker{log_tail(place.log)}"
+            _remove_if_dead(place)
+            raise SenderStartFailed(text) from ended
+        except SenderStartFailed:
+            _remove_if_dead(place)
+            raise
     finally:
         unlock(held)
 
@@ -371,20 +374,27 @@ def _raise_refusal(answer: control.Message) -> None:
 
 
 def _remove_leftovers(link: Link) -> None:
-    """Remove what a killed sender left: whoever gets both locks knows that none is alive."""
+    """Remove what a killed sender left."""
     if not link.attachment.sender_dead:
         return
-    held: list[int] = []
     with contextlib.suppress(OSError):
-        for path in (link.place.start_lock, link.place.sender_lock):
-            fd = lock(path, None)
-            if fd is None:
-                break
-            held.append(fd)
-        if len(held) == 2:
-            link.place.remove()
-    for fd in held:
-        unlock(fd)
+        held = lock(link.place.start_lock, None)
+        if held is not None:
+            try:
+                _remove_if_dead(link.place)
+            finally:
+                unlock(held)
+
+
+def _remove_if_dead(place: Rendezvous) -> None:
+    """Remove the folder unless a sender lives; the caller holds `start.lock`, so none is born."""
+    with contextlib.suppress(OSError):
+        held = lock(place.sender_lock, None)
+        if held is not None:
+            try:
+                place.remove()
+            finally:
+                unlock(held)
 
 
 def on_setup(config: Config, place: Rendezvous) -> None:

@@ -23,9 +23,9 @@ import psutil
 import pytest
 
 import mpproducer
+from mpproducer._core import native
 from mpproducer.shm import control
 from mpproducer.testing import Broker
-from mpproducer._core import native
 from mpproducer.worker import attach, start
 from tests.conftest import senders, wait_until
 
