@@ -7,6 +7,7 @@ The Kafka error code, where a broker gave one, is a field (`code`), not a class.
 
 from __future__ import annotations
 
+import copy
 import enum
 
 
@@ -161,3 +162,14 @@ def from_outcome(written_unknown: bool, reason: int, code: int, message: str) ->
         _UNKNOWN.get(why, Unconfirmed) if written_unknown else _NOT_WRITTEN.get(why, Rejected)
     )
     return kind(message, code=code or None)
+
+
+def again(error: BaseException) -> BaseException:
+    """Return a copy, for a future to hand out an error that it keeps.
+
+    An error that is raised holds the frames it passed, and they the future: a circle that nothing
+    would break, because futures are not seen by the garbage collector.
+    """
+    fresh = copy.copy(error)
+    fresh.__cause__ = error.__cause__
+    return fresh

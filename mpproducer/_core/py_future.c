@@ -34,6 +34,14 @@ PyObject *error_new(const char *name, PyObject *message) {
     return result;
 }
 
+/* A copy of a kept error: errors.py says why. NULL with an exception set. */
+static PyObject *error_again(PyObject *error) {
+    PyObject *errors = PyImport_ImportModule("mpproducer.errors");
+    PyObject *fresh = errors ? PyObject_CallMethod(errors, "again", "O", error) : NULL;
+    Py_XDECREF(errors);
+    return fresh;
+}
+
 PyObject *future_failed(PyObject *topic, PyObject *error) {
     Future *self = future_new();
     if (!self) return NULL;
@@ -72,7 +80,7 @@ static int future_wait(Future *self, PyObject *timeout) {
 
 /* The exception of a done future, or NULL: without an exception set it was acknowledged. */
 static PyObject *future_error(Future *self) {
-    if (self->batch->error) return Py_NewRef(self->batch->error);
+    if (self->batch->error) return error_again(self->batch->error);
     const struct mp_outcome *outcome = pending_outcome(self->batch, self->index);
     if (outcome && outcome->kind == MP_ACKED) return NULL;
     if (!outcome) {
@@ -126,8 +134,6 @@ static PyObject *future_result(Future *self, PyObject *const *args, Py_ssize_t n
     }
     PyObject *error = future_error(self);
     if (!error) return PyErr_Occurred() ? NULL : future_metadata(self);
-    /* A kept error would gain a traceback entry, with its frames, each time it is raised. */
-    PyException_SetTraceback(error, Py_None);
     PyErr_SetObject((PyObject *)Py_TYPE(error), error);
     Py_DECREF(error);
     return NULL;
