@@ -238,6 +238,8 @@ class Server:
             worker.close()
             loop.pool.owner_alive(owner, False)
             loop.workers.retired[owner] = None
+            # It may have been the first, and nobody else may come.
+            loop.report(actions.WorkerGone(owner))
             raise Refused("closing", "the handshake was broken off") from error
         finally:
             os.close(reader)

@@ -119,13 +119,17 @@ def recv_with_fds(sock: socket.socket, deadline_ns: int) -> tuple[Message, list[
     try:
         while True:
             try:
-                data, more, _flags, _address = socket.recv_fds(
-                    sock, 65536, MAX_FDS, socket.MSG_CMSG_CLOEXEC
+                # Not socket.recv_fds: it drops its flags.
+                data, ancillary, _flags, _address = sock.recvmsg(
+                    65536, socket.CMSG_SPACE(MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC
                 )
             except BlockingIOError:
                 _wait(sock, select.POLLIN, deadline_ns)
                 continue
-            fds += more
+            for level, kind, payload in ancillary:
+                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                    whole = len(payload) // 4
+                    fds += struct.unpack(f"{whole}i", payload[: 4 * whole])
             if not data:
                 raise ConnectionError("the control socket was closed")
             messages = decoder.feed(data)

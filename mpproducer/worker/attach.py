@@ -30,7 +30,7 @@ from mpproducer.worker.start import log_tail, start_sender
 _LOG = logging.getLogger("mpproducer.worker")
 
 NS = 1_000_000_000
-FLUSH_MARGIN_NS = NS
+_ENDING_NS = NS // 5
 
 
 @dataclass(eq=False)
@@ -273,7 +273,8 @@ def _start_and_connect(config: Config, place: Rendezvous, deadline_ns: int) -> L
             text = f"the host's sender process ended with its first worker{log_tail(place.log)}"
             _remove_if_dead(place)
             raise SenderStartFailed(text) from ended
-        except SenderStartFailed:
+        except BaseException:
+            # A sender that ends now leaves the folder to us, who hold start.lock.
             _remove_if_dead(place)
             raise
     finally:
@@ -389,7 +390,7 @@ def _remove_leftovers(link: Link) -> None:
 def _remove_if_dead(place: Rendezvous) -> None:
     """Remove the folder unless a sender lives; the caller holds `start.lock`, so none is born."""
     with contextlib.suppress(OSError):
-        held = lock(place.sender_lock, None)
+        held = lock(place.sender_lock, time.monotonic_ns() + _ENDING_NS)
         if held is not None:
             try:
                 place.remove()

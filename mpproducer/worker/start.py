@@ -84,9 +84,16 @@ def interpreter(configured: str | None) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """Return a minimal environment: no secrets of the host program, the same import path."""
+    """Return a minimal environment: no secrets of the host program, the same import path.
+
+    The standard library goes first. The host program had it loaded before its own folder came on
+    the path; the sender would find an `enum.py` there instead.
+    """
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+    library = os.path.dirname(os.__file__)
+    standard = (library, os.path.join(library, "lib-dynload"))
     path = [os.path.abspath(entry or ".") for entry in sys.path]
+    path.sort(key=lambda entry: entry not in standard)
     kept["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path))
     return kept
 

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -17,6 +18,7 @@ import psutil
 import pytest
 
 import mpproducer
+from mpproducer.shm import control
 from mpproducer.testing import Broker
 from mpproducer.worker import start
 from tests.conftest import senders, wait_until
@@ -190,6 +192,19 @@ def test_sys_executable_that_is_no_python_is_not_run(
         producer.send(TOPIC, b"v")
 
 
+def test_modules_of_the_program_do_not_hide_the_standard_library_from_the_sender(
+    broker: Broker, tmp_path: Path
+) -> None:
+    for name in ("enum", "random", "logging"):
+        (tmp_path / f"{name}.py").write_text("raise ZeroDivisionError")
+    body = f"""
+        sys.path.insert(0, {str(tmp_path)!r})
+        make().send("events", b"v").result(30)
+    """
+    run_script(broker, body)
+    assert len(broker.records(TOPIC)) == 1
+
+
 @pytest.mark.parametrize(
     ("python", "message"),
     [
@@ -246,7 +261,6 @@ def test_S5_a_stopped_sender_is_an_error_in_time_and_serves_again_afterwards(
         sender_idle_ms=0,
         linger_ms=0,
         max_block_ms=500,
-        sender_start_timeout_ms=500,
     ) as producer:
         producer.attach(10)
         producer.send(TOPIC, b"v").result(20)
@@ -273,6 +287,24 @@ def test_S5_a_stopped_sender_is_an_error_in_time_and_serves_again_afterwards(
         assert future.result(20).offset == 1
         assert producer.send("new", b"v").exception(20) is None
         assert wait_until(lambda: status_of(producer)["workers"] == [os.getpid()])
+
+
+def test_W18_a_sender_whose_first_worker_dies_in_the_handshake_ends(
+    broker: Broker, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hello_and_die(sock: socket.socket, _deadline_ns: int) -> Any:
+        sock.close()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    producer = mpproducer.Producer(bootstrap_servers=broker.bootstrap_servers, sender_idle_ms=0)
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr(control, "recv_with_fds", hello_and_die)
+        producer.attach(10)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert wait_until(lambda: not senders(runtime_dir), 10)
+    assert list(runtime_dir.iterdir()) == []
 
 
 def test_R6_a_small_address_space_is_a_clear_error_or_enough(broker: Broker) -> None:
@@ -333,9 +365,12 @@ def test_no_ResourceWarning_and_no_noise_however_a_script_ends(
             import threading
             p = make()
             def job():
-                while True:
-                    p.send('events', b'1').result(30)
-                    sent.set()
+                try:
+                    while True:
+                        p.send('events', b'1').result(30)
+                        sent.set()
+                except mpproducer.KafkaError:
+                    pass  # the process detached
             sent = threading.Event()
             threading.Thread(target=job, daemon=True).start()
             sent.wait(30)
