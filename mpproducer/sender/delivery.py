@@ -33,6 +33,7 @@ from mpproducer.sender.batch import (
     HELD,
     IN_FLIGHT,
     LENT,
+    NO_SEQUENCE,
     OPEN,
     QUEUED,
     RETURNABLE,
@@ -94,6 +95,7 @@ class Delivery:
         self._backoff = Backoff(config.retry_backoff_ms, config.retry_backoff_max_ms, random)
         self.aging: OrderedDict[ProducerBatch, None] = OrderedDict()
         self.unreleased = 0
+        self.splits = 0  # `Split` actions not answered yet
 
     def adopt(self, batch: ProducerBatch) -> None:
         """A batch exists from now on: it will be told one outcome and released once."""
@@ -198,6 +200,8 @@ class Delivery:
     def _late(self, batch: ProducerBatch, code: int, result: PartitionResult) -> None:
         """The workers were told already; learn what the log has, give the memory back."""
         self._counters.late_response_total += 1
+        if error_table.row(code).refresh:
+            self._metadata.request_update()
         if code in (error_table.NONE, error_table.DUPLICATE_SEQUENCE_NUMBER):
             self._idempotence.acked(batch, result.base_offset)
         self._free(batch)
@@ -210,7 +214,7 @@ class Delivery:
             self._metadata.request_update()
         leader = result.leader
         if leader is not None:
-            self._metadata.set_leader(batch.partition, leader[0], leader[1])
+            self._metadata.hint(batch.partition, *leader)
         if row.step is Step.DUPLICATE:
             self._acked(batch, result)
             return
@@ -256,9 +260,8 @@ class Delivery:
     def _split(self, batch: ProducerBatch) -> None:
         """Too large for the broker: halves may pass. Attempts and deadline are not touched."""
         self._counters.batch_split_total += 1
-        batch.to(SPLIT)
-        del self.aging[batch]
         batch.partition.split_pending += 1
+        self.splits += 1
         limit = min(self._batch_size, max(1, batch.size_bytes // 2))
         self._emit(Split(batch, limit))
 
@@ -266,6 +269,9 @@ class Delivery:
         """The parts stand where the original stood, with its creation time and numbers."""
         partition = batch.partition
         partition.split_pending -= 1
+        self.splits -= 1
+        batch.to(SPLIT)
+        del self.aging[batch]
         shared = batch.parts or Parts(1)
         shared.untold += len(parts) - 1
         made = [self._part(batch, part) for part in parts]
@@ -278,6 +284,15 @@ class Delivery:
             partition.requeue(new)
         self._free(batch)
         self._drain.refresh(partition, now_ns)
+
+    def split_failed(self, batch: ProducerBatch, why: str, now_ns: int) -> None:
+        """The records cannot be read back: somebody wrote over them."""
+        batch.partition.split_pending -= 1
+        self.splits -= 1
+        code = error_table.MESSAGE_TOO_LARGE
+        self._end(batch, code, Reason.CORRUPT, why, on_wire=False)
+        self._free(batch)
+        self._settle(batch.partition, now_ns)
 
     def _part_due(self, batch: ProducerBatch, now_ns: int) -> None:
         if not batch.done:
@@ -324,6 +339,8 @@ class Delivery:
             return
         if batch.state is IN_FLIGHT:
             self._end(batch, code, reason, message, on_wire=True)
+            # Its sequence is unresolved now: nothing new may go.
+            self._drain.refresh(batch.partition, now_ns)
             return
         self._end(batch, code, reason, message, on_wire=False)
         if batch.memory is HELD:
@@ -431,6 +448,12 @@ class Delivery:
         """End every batch now (fatal error, forced close)."""
         for batch in list(self.aging):
             self.fail(batch, code, reason, message, now_ns)
+
+    def abort_undrained(self, code: int, reason: Reason, message: str, now_ns: int) -> None:
+        """End what was never sent. Batches that have a sequence may still succeed."""
+        for batch in list(self.aging):
+            if batch.state is not IN_FLIGHT and batch.base_sequence == NO_SEQUENCE:
+                self.fail(batch, code, reason, message, now_ns)
 
     def check(self) -> None:
         """Raise AssertionError unless every untold batch is somewhere it can still move from."""

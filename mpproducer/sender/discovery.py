@@ -103,18 +103,22 @@ class Discovery:
 
     def _ask_metadata(self, now_ns: int) -> None:
         metadata = self._metadata
-        if self._rebootstrap and now_ns - metadata.succeeded_ns >= self._trigger_ns:
+        since_ns = metadata.trying_since_ns
+        if since_ns is None:
+            metadata.trying_since_ns = now_ns
+        elif self._rebootstrap and now_ns - since_ns >= self._trigger_ns:
             self.rebootstrap("no metadata for too long", now_ns)
         node = self._node(now_ns)
         if node is None:
             self.starved = True
             metadata.postpone(now_ns + _LOOK_AGAIN_NS)
             return
-        names = metadata.begin(now_ns)
         version = requests.version_of(node.versions, API_METADATA)
         if version < 0:
+            metadata.postpone(now_ns + _LOOK_AGAIN_NS)
             self._nodes.close_failed(node, "no Metadata version in common", now_ns)
             return
+        names = metadata.begin(now_ns)
         message = requests.metadata(names, self._auto_create)
         self._nodes.send(node, API_METADATA, version, message, now_ns)
 

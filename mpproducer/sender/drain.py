@@ -58,6 +58,7 @@ class Drain:
         emit: Callable[[Action], None],
         counters: Counters,
         leader_unknown: Callable[[Partition], None],
+        cannot_produce: Callable[[Node, int], None],
     ) -> None:
         self._nodes = nodes
         self._idempotence = idempotence
@@ -65,6 +66,7 @@ class Drain:
         self._emit = emit
         self._counters = counters
         self._leader_unknown = leader_unknown
+        self._cannot_produce = cannot_produce
         self._linger_ns = config.linger_ms * MS
         self._max_request_size = config.max_request_size
         self._mute = config.max_in_flight_requests_per_connection == 1
@@ -211,8 +213,14 @@ class Drain:
         self._timers.at(now_ns + _EMPTY_RETRY_NS, self.make_due, batch)
         self.refresh(batch.partition, now_ns)
 
+    def look_for_leaders(self, now_ns: int) -> None:
+        """The cluster's brokers may have changed: partitions whose leader was none of them."""
+        for partition in list(self.parked):
+            self.unpark(partition)
+            self.refresh(partition, now_ns)
+
     def unpark(self, partition: Partition) -> None:
-        """The partition's leader changed."""
+        """The partition's leader changed, or may be known now."""
         if partition.parked:
             partition.parked = False
             self.parked.pop(partition, None)
@@ -239,6 +247,9 @@ class Drain:
             self._put_back(node, now_ns)
             if node.state is not READY:
                 self._nodes.connect(node, now_ns)
+            return
+        if node.produce_version < 0:
+            self._cannot_produce(node, now_ns)
             return
         ready = node.ready
         while ready:
@@ -335,9 +346,10 @@ class Drain:
         """A newer leader epoch cancels the backoff of the current attempt, once (KIP-951)."""
         self.unpark(partition)
         for batch in partition.queue:
-            if batch.state is not RETRY_WAIT:
+            if batch.state is OPEN:
                 break
-            if epoch > batch.leader_epoch and not batch.epoch_skipped:
+            waits = batch.state is RETRY_WAIT
+            if waits and epoch > batch.leader_epoch and not batch.epoch_skipped:
                 batch.epoch_skipped = True
                 batch.backoff_until_ns = now_ns
         self.refresh(partition, now_ns)

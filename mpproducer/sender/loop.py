@@ -234,7 +234,12 @@ class Loop:
                 self.counters.memory_granted_total += pool.grant()
 
     def _flush_completions(self) -> None:
-        for worker in self.workers.flush():
+        backlogged = self.workers.flush()
+        # A pipe that overflowed or broke was closed: forget it before its number is used again.
+        for pipe, worker in list(self._backlogged.items()):
+            if worker.pipe != pipe:
+                self.forget_pipe(pipe)
+        for worker in backlogged:
             if worker.pipe not in self._backlogged:
                 self._backlogged[worker.pipe] = worker
                 self.handlers[worker.pipe] = self._pipe_writable(worker)

@@ -72,6 +72,7 @@ class Machine:
             emit,
             self.counters,
             self._leader_unknown,
+            self._cannot_produce,
         )
         self.delivery = Delivery(
             config,
@@ -154,11 +155,11 @@ class Machine:
     def _pump(self, now_ns: int, more: bool) -> None:
         """Do what the event made possible."""
         drain = self.drain
-        if self.fatal is not None and not self._fatal_told and not drain.seals:
-            self._tell_fatal(now_ns)
+        self._tell_fatal(now_ns)
         self.discovery.run(now_ns)
         if drain.poked and not more:
             drain.run(now_ns)
+            self._tell_fatal(now_ns)
         if self._deserted_ns is not None or self.phase is not Phase.SERVING:
             self._maybe_exit(now_ns)
 
@@ -231,6 +232,9 @@ class Machine:
             batch.doom = None
             batch.records = event.records
             batch.participants = tuple(self.owners)
+        elif batch.state is IN_FLIGHT:
+            self.delivery.split_failed(batch, event.why, now_ns)
+            return
         self.delivery.fail(batch, error_table.CORRUPT_MESSAGE, Reason.CORRUPT, event.why, now_ns)
 
     def _on_compressed(self, event: actions.Compressed, now_ns: int) -> None:
@@ -283,8 +287,8 @@ class Machine:
     def _on_tick(self, _event: actions.Tick, now_ns: int) -> None:
         """Time passed. Only here do timeouts fire, so that the caller can hand over what has
         arrived before it declares anything late (a stopped process wakes with a stale clock)."""
-        if self.drain.seals:
-            raise AssertionError("a Seal was not answered before the next Tick")
+        if self._answer_owed():
+            raise AssertionError("a Seal or Split was not answered before the next Tick")
         self.timers.run(now_ns)
         self.drain.linger_over(now_ns)
         self.delivery.expire(now_ns)
@@ -297,7 +301,7 @@ class Machine:
         return None
 
     def _maybe_exit(self, now_ns: int) -> None:
-        if self.phase is Phase.EXITED or self.drain.seals:
+        if self.phase is Phase.EXITED or self._answer_owed():
             return
         if self.phase is Phase.CLOSING:
             late = self._close_deadline_ns is not None and self._close_deadline_ns <= now_ns
@@ -326,7 +330,7 @@ class Machine:
         if fatal:
             self._fatal_error(code, reason, message)
         else:
-            self.delivery.abort_all(code, reason, message, self._now_ns)
+            self.delivery.abort_undrained(code, reason, message, self._now_ns)
 
     def _fatal_error(self, code: int, reason: Reason, message: str) -> None:
         """No batch of this producer can succeed any more. Told at the end of the event, when the
@@ -335,9 +339,28 @@ class Machine:
             self.fatal = (code, reason, message)
 
     def _tell_fatal(self, now_ns: int) -> None:
-        self._fatal_told = True
-        if self.fatal is not None:
+        if self.fatal is not None and not self._fatal_told and not self._answer_owed():
+            self._fatal_told = True
             self.delivery.abort_all(*self.fatal, now_ns)
+
+    def _answer_owed(self) -> bool:
+        """The caller still has to answer `Seal` or `Split` in this turn."""
+        return bool(self.drain.seals or self.delivery.splits)
+
+    def _cannot_produce(self, node: Node, now_ns: int) -> None:
+        """Drain: the node is up and has no Produce version in common with us."""
+        message = (
+            f"broker {node.node_id} at {node.host}:{node.port} speaks no version of Produce that "
+            "this producer does"
+        )
+        if self.idempotence.enabled:
+            self._fatal_error(error_table.UNSUPPORTED_VERSION, Reason.FATAL, message)
+            return
+        for partition in list(node.ready):
+            for batch in list(partition.queue):
+                self.delivery.fail(
+                    batch, error_table.UNSUPPORTED_VERSION, Reason.FATAL, message, now_ns
+                )
 
     # --- network
 
@@ -402,6 +425,7 @@ class Machine:
             self.delivery.answered(request, message, now_ns)
         elif api_key == API_METADATA:
             self.discovery.metadata_answered(message, request.api_version, now_ns)
+            self.drain.look_for_leaders(now_ns)
         elif api_key == API_VERSIONS:
             self.nodes.on_api_versions(node, message, request.api_version, now_ns)
         elif api_key == API_INIT_PRODUCER_ID:
@@ -426,6 +450,11 @@ class Machine:
         self.discovery.wake = True
         if node.ready:
             self.drain.poked[node] = None
+
+    def node_removed(self, node: Node, now_ns: int) -> None:
+        """Nodes: the cluster has it no more; its partitions look for their leader again."""
+        for partition in list(node.ready):
+            self.drain.refresh(partition, now_ns)
 
     # --- invariants
 

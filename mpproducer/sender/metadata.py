@@ -14,7 +14,7 @@ asked for; the next batch brings them back.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from mpproducer.sender import error_table
 from mpproducer.sender.actions import (
@@ -23,7 +23,7 @@ from mpproducer.sender.actions import (
     PublishTopic,
     PublishTopicError,
 )
-from mpproducer.sender.batch import NEVER_NS
+from mpproducer.sender.batch import NEVER_NS, NO_SEQUENCE
 from mpproducer.sender.partition import NO_LEADER, Partition
 from mpproducer.sender.requests import BrokerInfo, PartitionInfo, TopicInfo
 from mpproducer.sender.retry import MS, Backoff, Randomness
@@ -31,9 +31,6 @@ from mpproducer.sender.retry import MS, Backoff, Randomness
 if TYPE_CHECKING:
     from mpproducer.config import Config
     from mpproducer.sender.counters import Counters
-
-# Answers that may change by themselves soon: waiting workers keep waiting until max.block.ms.
-_PASSING: Final = frozenset({3, 5, 6, 7, 9, 13, 72, 100, 103})
 
 
 class Topic:
@@ -91,7 +88,9 @@ class Metadata:
         self._requested = True
         self._not_before_ns = now_ns
         self._full_due_ns = now_ns
+        self._asked_meanwhile = False
         self.succeeded_ns = now_ns
+        self.trying_since_ns: int | None = None  # first attempt since the last success
         self.in_flight = False
         self.due_ns = now_ns
 
@@ -122,7 +121,12 @@ class Metadata:
             self.plan()
 
     def request_update(self) -> None:
-        """Our picture is wrong somewhere: ask as soon as the backoff allows."""
+        """Our picture is wrong somewhere: ask as soon as the backoff allows.
+
+        What is in flight now may have been answered before the change we missed: it does not
+        count as the answer.
+        """
+        self._asked_meanwhile = self.in_flight
         if not self._requested:
             self._requested = True
             self.plan()
@@ -162,6 +166,7 @@ class Metadata:
             names = tuple(name for name, topic in self.topics.items() if topic.wanted)
         self._asking = names
         self._new.clear()
+        self._asked_meanwhile = False
         self.in_flight = True
         self.plan()
         return names
@@ -184,8 +189,8 @@ class Metadata:
         explicit = self._requested and not self._partial
         was_partial = self._partial
         infos = tuple(topics)
+        again = self._asked_meanwhile
         self._end()
-        again = False
         for info in infos:
             again |= self._take_topic(info)
         if was_partial:
@@ -204,6 +209,7 @@ class Metadata:
                 self._failures = 0
                 self._not_before_ns = now_ns + self._backoff.draw_ns(1)
         self.succeeded_ns = now_ns
+        self.trying_since_ns = None
         self._counters.metadata_update_total += 1
         self.plan()
 
@@ -218,24 +224,25 @@ class Metadata:
             return False
         news = info.error_code != topic.error_code
         topic.error_code = info.error_code
+        topic.fetched = True
         if info.error_code:
-            passing = info.error_code in _PASSING
+            passing = error_table.row(info.error_code).retriable
             if not topic.partitions and (news or not passing):
                 # A passing error only tells the workers that wait what they wait for.
                 text = error_table.describe(info.error_code, f"topic {info.name}")
                 self._emit(PublishTopicError(topic.index, info.error_code, text))
             if passing:
                 return topic.wanted
-            topic.fetched = True
             if not topic.partitions:
                 topic.wanted = False
             return False
-        topic.fetched = True
         if info.topic_id != topic.topic_id:
-            # Deleted and made again: leader epochs start over.
+            # Deleted and made again: leader epochs start over, and the new log knows nothing of
+            # our producer id, so its first batch goes alone again (idempotence.py, rule 7).
             if topic.topic_id:
                 for partition in topic.partitions:
                     partition.leader_epoch = -1
+                    partition.last_acked_sequence = NO_SEQUENCE
             topic.topic_id = info.topic_id
         topic.pending = info.partitions
         if len(info.partitions) > len(topic.partitions):
@@ -276,9 +283,14 @@ class Metadata:
         if changed or newer:
             self._leader_changed(partition, epoch)
 
+    def hint(self, partition: Partition, leader: int, epoch: int) -> None:
+        """A Produce response names the leader (KIP-951): only news counts."""
+        if leader >= 0 and epoch > partition.leader_epoch:
+            self.set_leader(partition, leader, epoch)
+
     def rebootstrapped(self, now_ns: int) -> None:
         """The clock of metadata.recovery.rebootstrap.trigger.ms starts over."""
-        self.succeeded_ns = now_ns
+        self.trying_since_ns = now_ns
         self._requested = True
         self.plan()
 

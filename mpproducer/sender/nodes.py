@@ -141,6 +141,10 @@ class Owner(Protocol):
         """The connection is gone; its requests, oldest first, have no response."""
         ...
 
+    def node_removed(self, node: Node, now_ns: int) -> None:
+        """The node is no longer one of the cluster's: nothing may wait for it."""
+        ...
+
 
 class Nodes:
     """All nodes of one cluster and the one place that opens and closes connections."""
@@ -210,6 +214,7 @@ class Nodes:
             if not node.in_flight:
                 self.close(node, "the broker left the cluster", now_ns)
                 del self.brokers[node.node_id]
+                self._owner.node_removed(node, now_ns)
         self.use_bootstrap = False
         for node in self.bootstrap.values():
             self.retire(node, now_ns)
@@ -230,6 +235,8 @@ class Nodes:
             node.host, node.port = host, port
             node.failures = node.setup_failures = 0
             node.retry_at_ns = 0
+            node.addresses = ()
+            node.next_address = 0
             node.last_address = None
         return node
 
@@ -324,11 +331,12 @@ class Nodes:
 
     def _arm_setup(self, node: Node, now_ns: int) -> None:
         wait = self._setup.draw_ns(node.setup_failures + 1)
-        self._timers.at(now_ns + wait, self._setup_due, (node, node.state, node.conn))
+        attempt = (node, node.state, node.conn, node.attempted_ns)
+        self._timers.at(now_ns + wait, self._setup_due, attempt)
 
-    def _setup_due(self, subject: tuple[Node, NodeState, int], now_ns: int) -> None:
-        node, state, conn = subject
-        if node.state is not state or node.conn != conn:
+    def _setup_due(self, attempt: tuple[Node, NodeState, int, int], now_ns: int) -> None:
+        node, state, conn, attempted_ns = attempt
+        if (node.state, node.conn, node.attempted_ns) != (state, conn, attempted_ns):
             return
         self._fail_attempt(node, f"not connected within its setup timeout ({state.name})", now_ns)
 

@@ -147,7 +147,10 @@ class Store:
     def split(self, action: actions.Split) -> Event:
         """Re-encode the records privately, in pieces; the shared memory can go afterwards."""
         batch = action.batch
-        parts = codec.split(batch, action.limit_bytes, self._codec, self._level)
+        try:
+            parts = codec.split(batch, action.limit_bytes, self._codec, self._level)
+        except codec.DecodeError as error:
+            return actions.BatchCorrupt(batch, f"the batch changed in memory: {error}")
         return actions.SplitDone(batch, parts)
 
     # --- compression
