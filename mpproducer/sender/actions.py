@@ -264,7 +264,7 @@ class Verify:
 @dataclass(slots=True)
 class Split:
     """Re-encode the records as batches of at most `limit_bytes` each (single records excepted)
-    in private memory; answered by `SplitDone` in the same turn."""
+    in private memory; answered by `SplitDone`, or `BatchCorrupt`, in the same turn."""
 
     batch: ProducerBatch
     limit_bytes: int

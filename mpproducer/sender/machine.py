@@ -156,6 +156,10 @@ class Machine:
         """Do what the event made possible."""
         drain = self.drain
         self._tell_fatal(now_ns)
+        if self._close_deadline_ns is not None and self._close_deadline_ns <= now_ns:
+            self._maybe_exit(now_ns)  # nothing more is sent that would end as unknown
+        if self.phase is Phase.EXITED:
+            return
         self.discovery.run(now_ns)
         if drain.poked and not more:
             drain.run(now_ns)
@@ -282,7 +286,8 @@ class Machine:
         wanted = event.deadline_ns
         self._close_deadline_ns = wanted if earlier is None else min(earlier, wanted)
         self.drain.hurry = True
-        self.drain.all_due(now_ns)
+        if self._close_deadline_ns > now_ns:
+            self.drain.all_due(now_ns)
 
     def _on_tick(self, _event: actions.Tick, now_ns: int) -> None:
         """Time passed. Only here do timeouts fire, so that the caller can hand over what has

@@ -71,6 +71,8 @@ class Harness:
         self.released: list[ProducerBatch] = []
         self.exited = ""
         self.corrupt: dict[int, str] = {}
+        self.split_limits: list[int] = []
+        self.compress_at_once = True
 
     # --- events
 
@@ -107,8 +109,20 @@ class Harness:
             return [a.BatchEmpty(batch)]
         return [a.BatchSealed(batch, fill.records, fill.size_bytes, 1_000, 1_000, fill.owners)]
 
+    def _do_Verify(self, action: a.Verify) -> list[Any]:
+        batch = action.batch
+        if batch.slot in self.corrupt:
+            return [a.BatchCorrupt(batch, self.corrupt[batch.slot])]
+        return []
+
+    def _do_Compress(self, action: a.Compress) -> list[Any]:
+        return [a.Compressed(action.batch, 100)] if self.compress_at_once else []
+
     def _do_Split(self, action: a.Split) -> list[Any]:
         batch = action.batch
+        self.split_limits.append(action.limit_bytes)
+        if batch.slot in self.corrupt:
+            return [a.BatchCorrupt(batch, self.corrupt[batch.slot])]
         half = batch.records // 2
         size = batch.size_bytes // 2
         return [
@@ -273,19 +287,25 @@ class Harness:
             )
             for batch in send.batches
         ]
-        return self.answer_with(send, results, extra.get("throttle_ms", 0))
+        return self.answer_with(
+            send, results, extra.get("throttle_ms", 0), extra.get("endpoints", ())
+        )
 
     def answer_with(
         self,
         send: a.SendProduce,
         results: list[tuple[str, PartitionResult]],
         throttle_ms: int = 0,
+        endpoints: tuple[tuple[int, str, int], ...] = (),
     ) -> list[Any]:
         """Answer a Produce request with exactly these results."""
         queue = self.requests[send.conn]
         assert queue[0] is send, "responses come in order"
         queue.popleft()
-        message = ProduceResponse([(topic, [result]) for topic, result in results], throttle_ms, ())
+        rows: list[tuple[str | bytes, list[PartitionResult]]] = [
+            (topic, [result]) for topic, result in results
+        ]
+        message = ProduceResponse(rows, throttle_ms, endpoints)
         seen = self.feed(a.Response(send.conn, send.correlation_id, message))
         for event in self._answer_ahead(send.conn):
             seen += self.feed(event)

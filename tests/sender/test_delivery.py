@@ -1,0 +1,714 @@
+"""From an answer, or none, to what is told and what becomes of the memory (S*, K*, A14-A21)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mpproducer.errors import Reason
+from mpproducer.sender import actions as a
+from mpproducer.sender import error_table
+from mpproducer.sender.batch import FREE, LENT, ProducerBatch
+from mpproducer.wire.produce import PartitionResult
+from tests.sender.harness import Harness
+
+SHORT: dict[str, Any] = {"delivery_timeout_ms": 2_000, "request_timeout_ms": 1_500}
+
+
+def _result(number: int, code: int = 0, offset: int = 100) -> PartitionResult:
+    return PartitionResult(number, code, -1 if code else offset, -1, 0, (), None, None)
+
+
+def _told(h: Harness, batch: ProducerBatch) -> list[a.Outcome]:
+    return [outcome for told, outcome in h.completed if told is batch]
+
+
+def _only_send(h: Harness) -> a.SendProduce:
+    (send,) = h.produce_requests()
+    return send
+
+
+# --- retries
+
+
+def test_S3_after_a_disconnect_the_batch_is_sent_again_and_succeeds() -> None:
+    h = Harness().ready()
+    h.open("t", 0)
+    first = _only_send(h)
+    h.close(first.conn)
+    h.run_ms(500)
+    second = _only_send(h)
+    assert second.batches == first.batches
+    assert second.conn != first.conn
+    h.answer(second, offset=7)
+    ((_, outcome),) = h.completed
+    assert (outcome.kind, outcome.base_offset) == (a.Kind.ACKED, 7)
+    assert len(h.released) == 1
+    assert h.machine.counters.record_retry_total == 10
+
+
+def test_S3_after_as_many_disconnects_as_retries_allow_the_batch_fails_with_unknown_fate() -> None:
+    h = Harness(retries=2).ready()
+    h.open("t", 0)
+    for _ in range(3):
+        h.close(_only_send(h).conn)
+        h.run_ms(2_000)
+    ((batch, outcome),) = h.completed
+    assert (outcome.kind, outcome.code) == (a.Kind.UNKNOWN, 13)
+    assert batch.attempts == 3
+    assert h.released == [batch]
+    assert not h.produce_requests()
+
+
+def test_attempts_that_were_all_refused_end_as_not_written() -> None:
+    h = Harness(retries=1).ready()
+    h.open("t", 0)
+    h.answer(_only_send(h), 19)
+    h.run_ms(200)
+    h.answer(_only_send(h), 19, message="too few replicas")
+    ((_, outcome),) = h.completed
+    assert (outcome.kind, outcome.code) == (a.Kind.NOT_WRITTEN, 19)
+    assert outcome.reason is Reason.RETRIES_EXHAUSTED
+    assert "too few replicas" in outcome.message
+
+
+def test_a_request_that_was_not_fully_written_leaves_no_doubt_behind() -> None:
+    h = Harness(retries=1, enable_idempotence=False).ready()
+    h.warm("t", 0)
+    h.auto = False
+    h.open("t", 0)
+    send = _only_send(h)
+    h.auto = True
+    h.close(send.conn)
+    assert not send.batches[0].unsure
+    h.run_ms(500)
+    h.answer(_only_send(h), 87)
+    ((_, outcome),) = h.completed
+    assert outcome.kind is a.Kind.NOT_WRITTEN
+
+
+def test_S34_a_retriable_error_is_not_sent_again_before_its_backoff() -> None:
+    h = Harness(retry_backoff_ms=200, retry_backoff_max_ms=200).ready()
+    h.open("t", 0)
+    h.answer(_only_send(h), 19)
+    h.run_ms(199)
+    assert not h.produce_requests()
+    h.run_ms(1)
+    assert len(h.produce_requests()) == 1
+
+
+def test_flush_pressure_and_close_never_override_the_backoff_of_a_retry() -> None:
+    h = Harness(retry_backoff_ms=1_000, retry_backoff_max_ms=1_000, linger_ms=5).ready()
+    h.open("t", 0)
+    h.feed(a.FlushAsked())
+    h.answer(_only_send(h), 19)
+    h.feed(a.FlushAsked(), a.MemoryShort(), a.CloseAsked(h.now_ns + 60_000_000_000))
+    h.run_ms(999)
+    assert not h.produce_requests()
+    h.run_ms(1)
+    assert len(h.produce_requests()) == 1
+
+
+def test_S33_a_batch_in_backoff_does_not_keep_the_sender_awake() -> None:
+    h = Harness(retry_backoff_ms=500, retry_backoff_max_ms=500).ready()
+    h.open("t", 0)
+    h.answer(_only_send(h), 19)
+    due_ns = h.machine.next_deadline_ns()
+    assert due_ns is not None
+    while due_ns < h.now_ns + 400_000_000:  # metadata asks again earlier
+        h.tick((due_ns - h.now_ns) / 1e6)
+        due_ns = h.machine.next_deadline_ns()
+        assert due_ns is not None
+        assert due_ns > h.now_ns, "no turn without need"
+
+
+# --- the answers of one request
+
+
+def test_a_batch_the_response_does_not_mention_is_retried_and_counted() -> None:
+    h = Harness(linger_ms=5).ready({0: 0, 1: 0})
+    h.open("t", 0)
+    h.open("t", 1)
+    h.tick(5)
+    send = _only_send(h)
+    assert len(send.batches) == 2
+    h.answer_with(send, [("t", _result(1))])
+    assert [batch.partition.number for batch, _ in h.completed] == [1]
+    assert h.machine.counters.response_entry_missing_total == 1
+    h.run_ms(300)
+    again = _only_send(h)
+    assert again.batches == (send.batches[0],)
+    h.answer(again)
+    assert len(h.completed) == 2
+
+
+def test_entries_for_strangers_and_repeated_entries_are_ignored_and_counted() -> None:
+    h = Harness().ready()
+    h.open("t", 0)
+    send = _only_send(h)
+    rows = [("t", _result(0, offset=5)), ("t", _result(0, 87)), ("t", _result(9)), ("x", _result(0))]
+    h.answer_with(send, rows)
+    ((_, outcome),) = h.completed
+    assert (outcome.kind, outcome.base_offset) == (a.Kind.ACKED, 5)
+    assert h.machine.counters.response_entry_ignored_total == 3
+
+
+def test_a_single_entry_for_another_partition_is_no_answer() -> None:
+    h = Harness().ready({0: 0, 1: 0})
+    h.open("t", 0)
+    h.answer_with(_only_send(h), [("t", _result(1))])
+    assert not h.completed
+    assert h.machine.counters.response_entry_missing_total == 1
+
+
+def test_partitions_of_one_request_succeed_and_fail_on_their_own() -> None:
+    h = Harness(linger_ms=5).ready({0: 0, 1: 0, 2: 0})
+    for number in range(3):
+        h.open("t", number)
+    h.tick(5)
+    h.answer_with(_only_send(h), [("t", _result(0)), ("t", _result(1, 87)), ("t", _result(2, 19))])
+    assert [(batch.partition.number, o.kind) for batch, o in h.completed] == [
+        (0, a.Kind.ACKED),
+        (1, a.Kind.NOT_WRITTEN),
+    ]
+    h.run_ms(200)
+    assert [batch.partition.number for batch in _only_send(h).batches] == [2]
+
+
+def test_N17_with_acks_0_a_batch_is_done_when_its_bytes_are_written() -> None:
+    h = Harness(acks=0, enable_idempotence=False).ready()
+    h.open("t", 0)
+    h.auto = False
+    h.open("t", 0)
+    send = h.of(a.SendProduce)[-1]
+    assert send.acks == 0
+    assert len(h.completed) == 1
+    h.feed(a.Wrote(send.conn, send.correlation_id))
+    _, (_, outcome) = h.completed
+    assert (outcome.kind, outcome.base_offset) == (a.Kind.ACKED, -1)
+    assert len(h.released) == 2
+    assert h.machine.nodes.requests_in_flight() == 0
+
+
+def test_the_log_append_time_of_the_broker_is_told() -> None:
+    h = Harness().ready()
+    h.open("t", 0)
+    result = PartitionResult(0, 0, 3, 1_234, 0, (), None, None)
+    h.answer_with(_only_send(h), [("t", result)])
+    ((_, outcome),) = h.completed
+    assert outcome.log_append_time_ms == 1_234
+
+
+# --- errors
+
+
+def _expected_kind(row: error_table.ErrorRow) -> a.Kind:
+    if row.step is error_table.Step.DUPLICATE or not row.code:
+        return a.Kind.ACKED
+    return a.Kind.NOT_WRITTEN if row.refused else a.Kind.UNKNOWN
+
+
+@pytest.mark.parametrize("idempotent", [True, False])
+def test_every_error_code_retries_or_ends_with_the_fate_the_table_says(idempotent: bool) -> None:
+    """Every code Kafka has, those of other APIs and unknown ones too: the whole range."""
+    for code in [*range(-1, 140), 32_000]:
+        row = error_table.row(code)
+        h = Harness(enable_idempotence=idempotent).ready({0: 0, 1: 1})
+        h.open("t", 0, records=1)
+        asked = h.machine.counters.metadata_update_total
+        h.answer(_only_send(h), code)
+        if row.retriable:
+            assert not h.completed, code
+            h.run_ms(500)
+            assert (h.machine.counters.metadata_update_total > asked) == row.refresh, code
+            h.answer(_only_send(h))
+            assert h.outcomes() == [(a.Kind.ACKED, 0)], code
+        else:
+            ((_, outcome),) = h.completed
+            assert outcome.kind is _expected_kind(row), code
+            if outcome.kind is not a.Kind.ACKED:
+                assert outcome.code == code
+                assert outcome.reason is row.reason, code
+        h.open("t", 1)
+        fatal = row.step is error_table.Step.FATAL and idempotent
+        assert (h.machine.fatal is not None) == fatal, code
+        if fatal:
+            assert h.outcomes()[-1] == (a.Kind.NOT_WRITTEN, code)
+        else:
+            h.answer(_only_send(h))
+            assert h.outcomes()[-1] == (a.Kind.ACKED, 0), code
+        assert h.machine.delivery.unreleased == 0, code
+
+
+def test_S21_a_duplicate_is_success_without_an_offset() -> None:
+    h = Harness().ready()
+    h.open("t", 0)
+    h.answer(_only_send(h), 46)
+    ((_, outcome),) = h.completed
+    assert (outcome.kind, outcome.base_offset, outcome.code) == (a.Kind.ACKED, -1, 0)
+    h.open("t", 0)
+    assert _only_send(h).batches[0].base_sequence == 10, "the sequence goes on"
+
+
+def test_S30_record_errors_divide_the_batch() -> None:
+    h = Harness().ready()
+    h.open("t", 0, records=5)
+    h.answer(_only_send(h), 87, record_errors=((1, "bad key"), (3, None)), message="invalid")
+    outcomes = [outcome for _, outcome in h.completed]
+    assert [(o.first, o.count) for o in outcomes] == [(0, 1), (1, 1), (2, 1), (3, 1), (4, 1)]
+    assert [o.reason for o in outcomes] == [
+        Reason.REJECTED,
+        Reason.INVALID_RECORD,
+        Reason.REJECTED,
+        Reason.INVALID_RECORD,
+        Reason.REJECTED,
+    ]
+    assert "bad key" in outcomes[1].message
+    assert "invalid" in outcomes[3].message
+    assert len(h.of(a.Complete)) == 1
+
+
+def test_S36_the_message_of_the_broker_reaches_the_user() -> None:
+    h = Harness().ready()
+    h.open("t", 0)
+    h.answer(_only_send(h), 44, message="policy says no")
+    assert "policy says no" in h.completed[0][1].message
+
+
+def test_S23_cluster_authorization_is_fatal_and_a_late_success_is_ignored() -> None:
+    h = Harness(linger_ms=5).ready({0: 0, 1: 1, 2: 0})
+    h.open("t", 0)
+    h.open("t", 1)
+    h.tick(5)
+    h.open("t", 2)
+    first, second = h.produce_requests()
+    h.answer(first, 31)
+    assert sorted(h.outcomes()) == [
+        (a.Kind.NOT_WRITTEN, 31),
+        (a.Kind.NOT_WRITTEN, 31),
+        (a.Kind.UNKNOWN, 31),
+    ]
+    assert len(h.released) == 2, "the one on the wire still lends its memory"
+    h.answer(second)
+    assert len(h.completed) == 3
+    assert len(h.released) == 3
+    h.open("t", 0)
+    assert h.outcomes()[-1] == (a.Kind.NOT_WRITTEN, 31)
+    assert not h.produce_requests()
+
+
+def test_S24_an_unsupported_message_format_fails_one_batch_only() -> None:
+    h = Harness().ready({0: 0, 1: 1})
+    h.open("t", 0)
+    h.open("t", 1)
+    first, second = h.produce_requests()
+    h.answer(first, 43)
+    assert h.outcomes() == [(a.Kind.NOT_WRITTEN, 43)]
+    h.answer(second)
+    assert h.outcomes()[-1] == (a.Kind.ACKED, 0)
+
+
+def test_a_wrong_crc_is_retried_while_the_bytes_are_what_was_sent() -> None:
+    h = Harness().ready()
+    slot = h.open("t", 0)
+    h.answer(_only_send(h), 2)
+    assert len(h.of(a.Verify)) == 1
+    h.run_ms(200)
+    h.corrupt[slot] = "changed"
+    h.answer(_only_send(h), 2)
+    ((_, outcome),) = h.completed
+    assert (outcome.kind, outcome.reason) == (a.Kind.NOT_WRITTEN, Reason.CORRUPT)
+    assert h.machine.counters.batch_corrupt_total == 1
+    assert len(h.released) == 1
+
+
+def test_a_batch_that_cannot_be_read_is_told_to_every_worker() -> None:
+    h = Harness().ready()
+    h.join(2)
+    h.corrupt[h.slot + 1] = "scribbled"
+    h.open("t", 0)
+    (action,) = h.of(a.Complete)
+    assert action.batch.participants == (1, 2)
+    assert action.outcomes[0].reason is Reason.CORRUPT
+    assert len(h.released) == 1
+    h.open("t", 0)
+    assert len(h.produce_requests()) == 1, "the partition goes on"
+
+
+# --- split
+
+
+def test_S26_a_batch_too_large_for_the_broker_is_split_and_both_parts_are_delivered() -> None:
+    h = Harness(retries=1).ready()
+    h.warm("t", 0)
+    h.open("t", 0, records=10)
+    send = _only_send(h)
+    (whole,) = send.batches
+    h.answer(send, 10)
+    assert h.machine.counters.batch_split_total == 1
+    assert h.machine.counters.record_retry_total == 0
+    parts = []
+    for offset in (50, 55):
+        part_send = _only_send(h)
+        parts += part_send.batches
+        h.answer(part_send, offset=offset)
+    assert [(p.first, p.records, p.base_sequence, p.attempts) for p in parts] == [
+        (0, 5, 10, 1),
+        (5, 5, 15, 1),
+    ]
+    assert [p.created_ns for p in parts] == [whole.created_ns] * 2
+    assert [(o.first, o.count, o.base_offset) for _, o in h.completed] == [(0, 5, 50), (5, 5, 55)]
+    assert [action.more for action in h.of(a.Complete)[-2:]] == [True, False]
+    assert len(h.released) == 4
+    assert h.machine.delivery.unreleased == 0
+
+
+def test_A21_parts_come_before_newer_batches_and_keep_the_deadline() -> None:
+    h = Harness(**SHORT).ready()
+    h.warm("t", 0)
+    h.open("t", 0)
+    h.open("t", 0)
+    first, second = h.produce_requests()
+    h.answer(first, 10)
+    assert [send.batches[0].seq for send in h.produce_requests()] == [3, 2]
+    h.answer(second, 45)
+    order = []
+    for _ in range(3):
+        send = _only_send(h)
+        order.append((send.batches[0].seq, send.batches[0].first, send.batches[0].base_sequence))
+        h.answer(send)
+        h.run_ms(130)
+    assert order == [(2, 0, 10), (2, 5, 15), (3, 0, 20)]
+
+
+def test_a_split_part_expires_by_the_creation_of_the_original() -> None:
+    h = Harness(**SHORT).ready()
+    h.warm("t", 0)
+    start_ns = h.now_ns
+    h.open("t", 0)
+    h.run_ms(1_000)
+    h.answer(_only_send(h), 10)
+    h.answer(_only_send(h), 19)
+    h.brokers = {1: ("b1", 9092)}
+    h.leaders["t"] = {0: (-1, 5)}
+    h.run_ms(999)
+    kinds = [outcome.kind for _, outcome in h.completed]
+    assert kinds == []
+    h.run_ms(1)
+    assert h.now_ns == start_ns + 2_000_000_000
+    assert [o.reason for _, o in h.completed] == [Reason.EXPIRED] * 2
+
+
+def test_a_part_that_is_still_too_large_is_split_again_with_a_smaller_limit() -> None:
+    h = Harness(batch_size=10_000).ready()
+    h.open("t", 0, records=4, size_bytes=8_000)
+    h.answer(_only_send(h), 10)
+    h.answer(_only_send(h), 10)
+    for _ in range(3):
+        h.answer(_only_send(h))
+    assert h.split_limits == [4_000, 2_000]
+    assert [(o.first, o.count) for _, o in h.completed] == [(0, 1), (1, 1), (2, 2)]
+    assert [action.more for action in h.of(a.Complete)] == [True, True, False]
+
+
+def test_S27_a_single_record_that_is_too_large_fails_and_is_not_split() -> None:
+    h = Harness().ready()
+    h.open("t", 0, records=1)
+    h.answer(_only_send(h), 10)
+    assert not h.of(a.Split)
+    ((_, outcome),) = h.completed
+    assert (outcome.kind, outcome.reason) == (a.Kind.NOT_WRITTEN, Reason.TOO_LARGE)
+    assert not h.partition("t", 0).sequenced
+    h.run_ms(1_000)
+    assert not h.produce_requests()
+
+
+def test_a_batch_that_may_be_in_the_log_is_not_split() -> None:
+    """Its parts would be new batches to the broker: what was appended would be there twice."""
+    h = Harness().ready()
+    h.open("t", 0)
+    h.close(_only_send(h).conn)
+    h.run_ms(500)
+    h.answer(_only_send(h), 10)
+    assert not h.of(a.Split)
+    ((_, outcome),) = h.completed
+    assert (outcome.kind, outcome.code) == (a.Kind.UNKNOWN, 10)
+
+
+def test_records_that_cannot_be_read_back_for_a_split_fail_as_corrupt() -> None:
+    h = Harness().ready()
+    slot = h.open("t", 0)
+    send = _only_send(h)
+    h.corrupt[slot] = "scribbled"
+    h.answer(send, 10)
+    ((_, outcome),) = h.completed
+    assert (outcome.kind, outcome.reason) == (a.Kind.NOT_WRITTEN, Reason.CORRUPT)
+    assert len(h.released) == 1
+    h.open("t", 0)
+    h.answer(_only_send(h))
+    assert h.outcomes()[-1] == (a.Kind.ACKED, 0)
+
+
+def test_a_fatal_error_beside_a_split_ends_the_parts_too() -> None:
+    h = Harness(linger_ms=5).ready({0: 0, 1: 0})
+    h.open("t", 0)
+    h.open("t", 1)
+    h.tick(5)
+    h.answer_with(_only_send(h), [("t", _result(0, 10)), ("t", _result(1, 31))])
+    assert [(o.kind, o.first, o.count) for _, o in h.completed] == [
+        (a.Kind.NOT_WRITTEN, 0, 10),
+        (a.Kind.NOT_WRITTEN, 0, 5),
+        (a.Kind.NOT_WRITTEN, 5, 5),
+    ]
+    assert not h.produce_requests()
+    assert h.machine.delivery.unreleased == 0
+
+
+# --- expiry
+
+
+def test_S28_S29_an_expired_batch_in_flight_is_told_at_once_and_freed_with_its_response() -> None:
+    h = Harness(**SHORT).ready()
+    h.warm("t", 0)
+    h.run_ms(1_000)
+    h.open("t", 0)
+    send = _only_send(h)
+    batch = send.batches[0]
+    batch.deadline_ns = h.now_ns + 1_000_000_000
+    h.run_ms(1_000)
+    (outcome,) = _told(h, batch)
+    assert (outcome.kind, outcome.reason) == (a.Kind.UNKNOWN, Reason.EXPIRED)
+    assert "unanswered" in outcome.message
+    assert batch.memory is LENT
+    assert batch not in h.released
+    h.answer(send)
+    assert h.released[-1] is batch
+    assert batch.memory is FREE
+    assert len(_told(h, batch)) == 1
+    assert h.machine.counters.late_response_total == 1
+    assert h.machine.counters.record_acked_total == 10, "the one of the warm-up"
+
+
+def test_S28_a_disconnect_gives_the_memory_of_an_expired_batch_back_once() -> None:
+    h = Harness(**SHORT).ready()
+    h.open("t", 0)
+    send = _only_send(h)
+    send.batches[0].deadline_ns = h.now_ns
+    h.tick()
+    assert not h.released
+    h.close(send.conn)
+    assert h.released == [send.batches[0]]
+    h.run_ms(3_000)
+    assert h.released == [send.batches[0]]
+    assert len(h.completed) == 1
+
+
+def test_S31_a_muted_partition_stays_muted_until_the_expired_batch_has_its_response() -> None:
+    h = Harness(max_in_flight_requests_per_connection=1, **SHORT).ready({0: 0, 1: 1})
+    h.open("t", 0)
+    send = _only_send(h)
+    send.batches[0].deadline_ns = h.now_ns
+    h.tick()
+    assert len(h.completed) == 1
+    h.machine.metadata.set_leader(h.partition("t", 0), 1, 2)
+    h.open("t", 0)
+    h.run_ms(1_000)
+    assert h.produce_requests() == [send]
+    h.answer(send)
+    assert [s.batches[0].seq for s in h.produce_requests()] == [2]
+
+
+def test_S32_an_error_for_an_expired_batch_is_neither_retried_nor_split() -> None:
+    for code in (19, 10, 45, 3):
+        h = Harness(**SHORT).ready()
+        h.open("t", 0)
+        send = _only_send(h)
+        send.batches[0].deadline_ns = h.now_ns
+        h.tick()
+        h.answer(send, code)
+        h.run_ms(500)
+        assert not h.produce_requests(), code
+        assert not h.of(a.Split), code
+        assert len(h.completed) == 1, code
+        assert h.released == [send.batches[0]], code
+
+
+def test_a_retriable_answer_after_the_deadline_says_both() -> None:
+    h = Harness(**SHORT).ready()
+    h.open("t", 0)
+    send = _only_send(h)
+    send.batches[0].deadline_ns = h.now_ns + 1
+    h.now_ns += 1
+    h.answer(send, 19, message="too few")
+    ((_, outcome),) = h.completed
+    assert (outcome.kind, outcome.reason) == (a.Kind.NOT_WRITTEN, Reason.EXPIRED)
+    assert "too few" in outcome.message
+
+
+def test_S33_expiry_in_several_partitions_in_one_turn_ends_them_all() -> None:
+    h = Harness(linger_ms=60, delivery_timeout_ms=2_000, request_timeout_ms=500).ready(
+        {number: -1 for number in range(4)}
+    )
+    for number in range(4):
+        h.open("t", number)
+    h.run_ms(1_999)
+    assert not h.completed
+    h.run_ms(1)
+    assert [o.reason for _, o in h.completed] == [Reason.EXPIRED] * 4
+    assert len(h.released) == 4
+
+
+def test_A16_a_batch_in_backoff_expires_at_its_deadline_and_not_before() -> None:
+    h = Harness(retry_backoff_ms=10_000, retry_backoff_max_ms=10_000, **SHORT).ready()
+    h.open("t", 0)
+    h.answer(_only_send(h), 19)
+    h.run_ms(1_999)
+    assert not h.completed
+    h.run_ms(1)
+    ((_, outcome),) = h.completed
+    assert (outcome.kind, outcome.reason) == (a.Kind.NOT_WRITTEN, Reason.EXPIRED)
+    assert "1 attempt(s)" in outcome.message
+
+
+def test_A17_a_retry_does_not_move_the_deadline() -> None:
+    h = Harness(**SHORT).ready()
+    h.open("t", 0)
+    for _ in range(3):
+        h.run_ms(400)
+        h.answer(_only_send(h), 19)
+    h.run_ms(799)
+    assert not h.completed
+    h.run_ms(1)
+    assert [o.reason for _, o in h.completed] == [Reason.EXPIRED]
+
+
+def test_A17_the_largest_delivery_timeout_neither_overflows_nor_expires() -> None:
+    h = Harness(delivery_timeout_ms=2**31 - 1).ready({0: -1})
+    h.open("t", 0)
+    h.run_ms(10_000)
+    assert not h.completed
+    assert h.machine.delivery.next_ns() == h.machine.metadata.partitions[0].queue[0].deadline_ns
+
+
+def test_A19_a_muted_partition_expires_and_works_again_after_unmuting() -> None:
+    h = Harness(max_in_flight_requests_per_connection=1, **SHORT).ready()
+    h.open("t", 0)
+    send = _only_send(h)
+    h.open("t", 0)
+    h.partition("t", 0).queue[0].deadline_ns = h.now_ns + 1
+    send.batches[0].deadline_ns = h.now_ns
+    h.run_ms(1)
+    h.run_ms(1_000)
+    assert h.produce_requests() == [send]
+    h.answer(send)
+    h.open("t", 0)
+    h.run_ms(10)
+    assert [batch.seq for batch in _only_send(h).batches][0] >= 2
+
+
+def test_K4_a_clock_that_stands_still_expires_nothing() -> None:
+    h = Harness(**SHORT).ready()
+    h.open("t", 0)
+    for _ in range(5):
+        h.tick(0)
+    assert not h.completed
+
+
+# --- abort
+
+
+def test_A14_a_forced_close_ends_everything_once_and_gives_all_memory_back() -> None:
+    h = Harness(linger_ms=1_000).ready({0: 0, 1: 0, 2: -1})
+    h.open("t", 0)
+    h.feed(a.FlushAsked())
+    h.open("t", 0)
+    h.open("t", 1)
+    h.open("t", 2)
+    send = _only_send(h)
+    h.feed(a.CloseAsked(h.now_ns))
+    assert h.exited
+    assert sorted(h.outcomes()) == [
+        (a.Kind.NOT_WRITTEN, 0),
+        (a.Kind.NOT_WRITTEN, 0),
+        (a.Kind.NOT_WRITTEN, 0),
+        (a.Kind.UNKNOWN, 0),
+    ]
+    assert {o.reason for _, o in h.completed} == {Reason.CLOSED}
+    assert len(h.released) == 4
+    assert h.machine.delivery.unreleased == 0
+    late = a.Response(send.conn, send.correlation_id, None)
+    assert not h.feed(late), "the connection is closed: nobody listens"
+
+
+def test_memory_is_released_after_the_connection_that_could_read_it_is_closed() -> None:
+    h = Harness().ready()
+    h.open("t", 0)
+    send = _only_send(h)
+    seen = h.feed(a.CloseAsked(h.now_ns))
+    kinds = [type(action) for action in seen]
+    close = next(action for action in h.of(a.Close, seen) if action.conn == send.conn)
+    release = h.of(a.Release, seen)[0]
+    assert seen.index(close) < seen.index(release)
+    assert kinds[-1] is a.Exit
+
+
+def test_A15_a_refused_producer_id_ends_only_what_was_not_drained() -> None:
+    h = Harness().ready({0: 0, 1: 1})
+    h.warm("t", 1)
+    h.open("t", 0)
+    send = _only_send(h)
+    h.id_error = 31
+    h.machine.idempotence.reset()
+    h.open("t", 1)
+    h.run_ms(200)
+    ((batch, outcome),) = h.completed
+    assert batch.partition.number == 1
+    assert (outcome.kind, outcome.code) == (a.Kind.NOT_WRITTEN, 31)
+    h.answer(send)
+    assert h.outcomes()[-1] == (a.Kind.ACKED, 0), "drained before: it may still succeed"
+
+
+def test_K1_K2_what_arrives_after_an_abort_changes_nothing() -> None:
+    for code in (0, 19, 10, 45, 31):
+        h = Harness().ready()
+        h.open("t", 0)
+        send = _only_send(h)
+        delivery = h.machine.delivery
+        delivery.abort_all(0, Reason.CLOSED, "test", h.now_ns)
+        delivery.abort_all(0, Reason.CLOSED, "again", h.now_ns)
+        h.answer(send, code)
+        told = [action for action in h.of(a.Complete) if action.batch is send.batches[0]]
+        assert len(told) <= 1, code
+        assert len(h.released) == 1, code
+
+
+# --- compression
+
+
+def test_a_batch_that_expires_while_it_is_compressed_lends_its_memory_until_that_ends() -> None:
+    h = Harness(compression_type="gzip", **SHORT).ready()
+    h.compress_at_once = False
+    h.open("t", 0)
+    (job,) = h.of(a.Compress)
+    job.batch.deadline_ns = h.now_ns
+    h.tick()
+    assert len(h.completed) == 1
+    assert not h.released
+    h.feed(a.Compressed(job.batch, 10))
+    assert h.released == [job.batch]
+    assert not h.produce_requests()
+
+
+def test_compression_runs_ahead_of_a_busy_node_but_not_without_limit() -> None:
+    h = Harness(compression_type="gzip", max_in_flight_requests_per_connection=1).ready()
+    for _ in range(6):
+        h.open("t", 0)
+    assert len(h.of(a.Compress)) == 3, "one on the wire, two prepared"
+    order = []
+    for _ in range(6):
+        send = _only_send(h)
+        order.append(send.batches[0].seq)
+        assert send.batches[0].wire_bytes == 161
+        h.answer(send)
+    assert order == [1, 2, 3, 4, 5, 6]
