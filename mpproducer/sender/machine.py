@@ -143,6 +143,8 @@ class Machine:
 
     def next_deadline_ns(self) -> int | None:
         """When `Tick` must come even if nothing happens; None: never."""
+        if self.phase is Phase.EXITED:
+            return None
         candidates = [
             self.timers.next_ns(),
             self.drain.next_ns(),
