@@ -47,8 +47,12 @@ class Run:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.random = random.Random(seed)
-        self.h = Harness(seed=seed, delivery_timeout_ms=8_000, request_timeout_ms=2_000).ready()
+        timeout_ms = self.random.choice((2_500, 8_000))
+        self.h = Harness(
+            seed=seed, delivery_timeout_ms=timeout_ms, request_timeout_ms=2_000
+        ).ready()
         self.log = Log()
+        self.handled: dict[int, tuple[int, int]] = {}  # correlation id -> (code, offset)
 
     def check(self) -> None:
         """Faults first, then health; then everything must have ended as the log says."""
@@ -58,9 +62,11 @@ class Run:
                 h.open("t", 0, records=self.random.choice((1, 2, 10)))
             self._step(faulty=True)
             h.run_ms(self.random.choice((0, 0, 50, 400)))
-        for _ in range(200):
+        rounds = 0
+        while (h.machine.delivery.aging or h.produce_requests()) and rounds < 300:
             self._step(faulty=False)
             h.run_ms(150)
+            rounds += 1
         assert not h.machine.delivery.aging, self.seed
         assert h.machine.delivery.unreleased == 0, self.seed
         self._compare()
@@ -73,20 +79,27 @@ class Run:
         send = waiting[0]
         roll = self.random.random() if faulty else 1.0
         if roll < 0.08:
-            handled = self.random.randrange(len(waiting) + 1)
-            for lost in waiting[:handled]:
-                self.log.append(lost.batches[0])
+            for lost in waiting[: self.random.randrange(len(waiting) + 1)]:
+                self._handle(lost)
             self.h.close(send.conn)
-        elif roll < 0.25:
+        elif roll < 0.16:
+            # Silence; requests may be carried out all the same, and expire, and time out.
+            for lost in waiting[: self.random.randrange(len(waiting) + 1)]:
+                self._handle(lost)
+            self.h.run_ms(self.random.choice((0, 300, 1_000, 3_000)))
+        elif roll < 0.3 and send.correlation_id not in self.handled:
             self.h.answer(send, self.random.choice((3, 6, 19, 87, 10)))
-        elif roll < 0.32:
-            self.log.append(send.batches[0])
+        elif roll < 0.4 and self._handle(send)[0] == 0:
             self.h.answer(send, self.random.choice((7, 20)))
-        elif roll < 0.4:
-            pass  # silence
         else:
-            code, offset = self.log.append(send.batches[0])
+            code, offset = self._handle(send)
             self.h.answer(send, code, offset=offset)
+
+    def _handle(self, send: a.SendProduce) -> tuple[int, int]:
+        """Carry a request out, once."""
+        if send.correlation_id not in self.handled:
+            self.handled[send.correlation_id] = self.log.append(send.batches[0])
+        return self.handled[send.correlation_id]
 
     def _compare(self) -> None:
         log = self.log.batches

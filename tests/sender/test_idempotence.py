@@ -524,5 +524,11 @@ def test_random_errors_never_break_order_or_sequences(seed: int) -> None:
     log is what was told, once and in order."""
     from tests.sender.randomly import Run
 
-    for round_ in range(30):
-        Run(seed + round_).check()
+    late = timeouts = 0
+    for round_ in range(200):
+        run = Run(seed + round_)
+        run.check()
+        late += run.h.machine.counters.late_response_total
+        timeouts += run.h.machine.counters.request_timeout_total
+    assert late
+    assert timeouts
