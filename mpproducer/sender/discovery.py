@@ -142,7 +142,7 @@ class Discovery:
         self._metadata.rebootstrapped(now_ns)
         for node in list(self._nodes.brokers.values()):
             self._nodes.close(node, f"rebootstrap: {why}", now_ns)
-        self._nodes.use_bootstrap = True
+        self._nodes.use_bootstrap = self._nodes.bootstrap_only = True
         self.wake = True
 
     # --- producer id

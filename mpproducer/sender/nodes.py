@@ -185,6 +185,7 @@ class Nodes:
             for place, (host, port) in enumerate(config.bootstrap_servers)
         }
         self.use_bootstrap = True
+        self.bootstrap_only = False  # brokers are not asked: their picture is what is wrong
 
     # --- the set of nodes
 
@@ -215,7 +216,7 @@ class Nodes:
                 self.close(node, "the broker left the cluster", now_ns)
                 del self.brokers[node.node_id]
                 self._owner.node_removed(node, now_ns)
-        self.use_bootstrap = False
+        self.use_bootstrap = self.bootstrap_only = False
         for node in self.bootstrap.values():
             self.retire(node, now_ns)
 
@@ -246,7 +247,7 @@ class Nodes:
         A READY node with nothing in flight wins, then the fewest in flight, then one that is
         connecting, then the connectable one tried longest ago. None when none is usable now.
         """
-        nodes = list(self.brokers.values())
+        nodes = [] if self.bootstrap_only else list(self.brokers.values())
         if self.use_bootstrap or not nodes:
             nodes += self.bootstrap.values()
         if not nodes:
