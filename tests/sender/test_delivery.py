@@ -147,8 +147,8 @@ def test_entries_for_strangers_and_repeated_entries_are_ignored_and_counted() ->
     h = Harness().ready()
     h.open("t", 0)
     send = _only_send(h)
-    rows = [("t", _result(0, offset=5)), ("t", _result(0, 87)), ("t", _result(9)), ("x", _result(0))]
-    h.answer_with(send, rows)
+    rows = [_result(0, offset=5), _result(0, 87), _result(9)]
+    h.answer_with(send, [*(("t", row) for row in rows), ("x", _result(0))])
     ((_, outcome),) = h.completed
     assert (outcome.kind, outcome.base_offset) == (a.Kind.ACKED, 5)
     assert h.machine.counters.response_entry_ignored_total == 3
@@ -348,7 +348,7 @@ def test_S26_a_batch_too_large_for_the_broker_is_split_and_both_parts_are_delive
     h.answer(send, 10)
     assert h.machine.counters.batch_split_total == 1
     assert h.machine.counters.record_retry_total == 0
-    parts = []
+    parts: list[ProducerBatch] = []
     for offset in (50, 55):
         part_send = _only_send(h)
         parts += part_send.batches
@@ -604,7 +604,7 @@ def test_A19_a_muted_partition_expires_and_works_again_after_unmuting() -> None:
     h.answer(send)
     h.open("t", 0)
     h.run_ms(10)
-    assert [batch.seq for batch in _only_send(h).batches][0] >= 2
+    assert _only_send(h).batches[0].seq >= 2
 
 
 def test_K4_a_clock_that_stands_still_expires_nothing() -> None:

@@ -402,7 +402,7 @@ def test_S18_the_gate_closes_with_the_expiry_and_not_with_the_next_event() -> No
 
 
 def test_every_batch_that_was_written_is_marked_unresolved_when_it_expires() -> None:
-    """Java marks retries only; the followers of a first attempt then loop on 45 until they expire."""
+    """Java marks retries only: followers of a first attempt loop on 45 until they expire."""
     h = _pipelined(2)
     first, second = h.produce_requests()
     _expire(h, first)

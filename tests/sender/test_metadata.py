@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from mpproducer.sender import actions as a
 from mpproducer.sender import error_table
 from mpproducer.sender.actions import PartitionAvailable, PublishTopic, PublishTopicError
@@ -61,7 +63,7 @@ def test_M3_identical_answers_to_repeated_requests_back_off_exponentially() -> N
         if len(h.metadata_requests) > seen:
             seen = len(h.metadata_requests)
             times.append(h.now_ns)
-    gaps = [(b - a_) / 1e6 for a_, b in zip(times, times[1:], strict=False)]
+    gaps = [(b - a_) / 1e6 for a_, b in pairwise(times)]
     assert gaps[-1] >= 1_200
     assert len(times) < 12, "8 seconds of the same answer"
     h.leaders["t"] = {0: (0, 2)}

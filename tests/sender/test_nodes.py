@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -170,7 +171,7 @@ def test_N10_reconnect_backoff_grows_to_its_maximum() -> None:
             times.append(seen)
         if len(times) == 6:
             break
-    gaps = [(later - earlier) / MS for earlier, later in zip(times, times[1:], strict=False)]
+    gaps = [(later - earlier) / MS for earlier, later in pairwise(times)]
     assert all(800 <= gap <= 1_100 for gap in gaps), gaps
 
 
