@@ -25,7 +25,7 @@ def _records(rng: random.Random, count: int) -> list[Record]:
             rng.randrange(-50, 1_000) if index else 0,
             rng.choice((None, b"", rng.randbytes(rng.randrange(20)))),
             rng.choice((None, b"", rng.randbytes(rng.randrange(300)))),
-            [("h" * rng.randrange(1, 5), rng.choice((None, b"", b"v")))] * rng.randrange(3),
+            (("h" * rng.randrange(1, 5), rng.choice((None, b"", b"v"))),) * rng.randrange(3),
         )
         for index in range(count)
     ]

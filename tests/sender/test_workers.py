@@ -67,7 +67,7 @@ def _frames(reader: int) -> list[tuple[int, ...]]:
 
 
 def _parse(data: bytes) -> list[tuple[int, ...]]:
-    found = []
+    found: list[tuple[int, ...]] = []
     while data:
         size, kind, _, batch_id, first, count, *_ = frames.HEADER.unpack_from(data)
         found.append((kind, batch_id, first, count))

@@ -1,0 +1,324 @@
+"""Shared memory as the loop sees it, over a scripted pool."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from mpproducer.config import Config
+from mpproducer.sender import actions as a
+from mpproducer.sender import codec
+from mpproducer.sender.batch import ProducerBatch
+from mpproducer.sender.counters import Counters
+from mpproducer.sender.partition import Partition
+from mpproducer.sender.store import Store
+from mpproducer.wire import compression, record_batch
+from mpproducer.wire.record_batch import Record
+
+
+class Corrupt(Exception):
+    """What the pool raises for bytes that no append leaves."""
+
+
+class Pool:
+    """The pool's answers, set by the test."""
+
+    def __init__(self) -> None:
+        self.marked: list[int] = []
+        self.linked: dict[int, list[tuple[int, int]]] = {}
+        self.words: dict[int, tuple[bool, int]] = {}  # slot -> sealed, records
+        self.alive = True
+        self.spans: dict[int, list[tuple[int, int]]] = {}
+        self.corrupt: set[int] = set()
+        self.streams: dict[int, tuple[str, int, list[tuple[int, int]]]] = {}
+        self.released: list[int] = []
+        self.can_free = True
+
+    def dirty(self) -> list[int]:
+        taken, self.marked = self.marked, []
+        return taken
+
+    def all_open(self) -> list[int]:
+        return sorted(self.linked)
+
+    def new_batches(self, index: int, /) -> list[tuple[int, int]]:
+        taken, self.linked[index] = self.linked.get(index, []), []
+        return taken
+
+    def peek(self, slot: int, /) -> tuple[bool, int, int, int]:
+        sealed, records = self.words[slot]
+        return sealed, records, records * 10, 0
+
+    def seal(self, slot: int, /) -> bool:
+        records = self.words[slot][1]
+        if not records and self.alive:
+            return False
+        self.words[slot] = (True, records)
+        return True
+
+    def walk(
+        self, slot: int, /
+    ) -> tuple[int, int, int, int, tuple[int, ...], list[tuple[int, int]]]:
+        if slot in self.corrupt:
+            raise Corrupt("bad record")
+        spans = self.spans.get(slot, [])
+        size = sum(length for _, length in spans)
+        return self.words[slot][1], size, 5, 6, (1, 2), spans
+
+    def release(self, slot: int, /) -> bool:
+        self.released.append(slot)
+        return self.can_free
+
+    def compressed(self, slot: int, /) -> tuple[str, int, list[tuple[int, int]]]:
+        return self.streams.get(slot, ("none", 0, []))
+
+    def take_compression(self, slot: int, /) -> bool:
+        return self.streams.get(slot, ("none",))[0] != "done"
+
+
+class Bench:
+    """A store over a scripted pool and a small arena."""
+
+    def __init__(self, codec_name: str = "none") -> None:
+        self.pool = Pool()
+        self.arena = bytearray(1 << 20)
+        self.used = 0
+        config = Config.from_user(
+            None, {"bootstrap_servers": "x:1", "compression_type": codec_name}
+        )
+        self.woken = 0
+        self.store = Store(
+            config, self.pool, memoryview(self.arena), Corrupt, Counters(), self._wake
+        )
+
+    def _wake(self) -> None:
+        self.woken += 1
+
+    def put(self, data: bytes) -> tuple[int, int]:
+        """Bytes into the arena; returns their span."""
+        place = self.used
+        self.arena[place : place + len(data)] = data
+        self.used += len(data)
+        return place, len(data)
+
+    def link(self, index: int, seq: int, slot: int, records: int = 1, sealed: bool = False) -> None:
+        """A worker links a batch."""
+        self.pool.linked.setdefault(index, []).append((seq, slot))
+        self.pool.words[slot] = (sealed, records)
+        self.pool.marked.append(index)
+
+    def sealed(self, slot: int, count: int = 3) -> ProducerBatch:
+        """A sealed batch of `count` records."""
+        data = b"".join(
+            record_batch.encode_record(Record(n, 0, None, b"value" * 40)) for n in range(count)
+        )
+        self.pool.words[slot] = (False, count)
+        self.pool.spans[slot] = [self.put(data[:50]), self.put(data[50:])]
+        batch = ProducerBatch(Partition("t", 0, 0, 1), slot, slot, 0, 10)
+        event = self.store.seal(batch)
+        assert isinstance(event, a.BatchSealed)
+        batch.records, batch.size_bytes = event.records, event.size_bytes
+        return batch
+
+    def done(self) -> list[Any]:
+        """What compression finished, waiting for threads."""
+        until = time.monotonic() + 10
+        while time.monotonic() < until:
+            events = self.store.compression_done(time.monotonic_ns())
+            if events:
+                return events
+            time.sleep(0.002)
+        raise AssertionError("nothing was compressed")
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+@pytest.fixture
+def packing() -> Iterator[Bench]:
+    made = Bench("gzip")
+    yield made
+    assert made.store.compressor is not None
+    made.store.compressor.close()
+    for thread in made.store.compressor._threads:
+        thread.join(10)
+
+
+# --- finding
+
+
+def test_a_batch_is_reported_once_and_full_when_it_is_sealed(bench: Bench) -> None:
+    bench.link(4, 1, 30)
+    assert bench.store.collect() == [a.BatchOpened(4, 1, 30)]
+    bench.pool.marked.append(4)
+    assert bench.store.collect() == []
+    bench.pool.words[30] = (True, 9)
+    bench.pool.marked.append(4)
+    assert bench.store.collect() == [a.BatchFull(30)]
+    bench.pool.marked.append(4)
+    assert bench.store.collect() == []
+
+
+def test_a_newer_batch_means_that_the_older_is_full(bench: Bench) -> None:
+    bench.link(4, 1, 30)
+    bench.store.collect()
+    bench.link(4, 2, 31)
+    bench.link(4, 3, 32)
+    assert bench.store.collect() == [
+        a.BatchFull(30),
+        a.BatchOpened(4, 2, 31),
+        a.BatchFull(31),
+        a.BatchOpened(4, 3, 32),
+    ]
+
+
+def test_a_batch_without_a_record_is_reported_with_its_first_one(bench: Bench) -> None:
+    bench.link(4, 1, 30, records=0)
+    assert bench.store.collect() == []
+    assert bench.store.waits_for_worker()
+    bench.pool.words[30] = (False, 1)
+    assert bench.store.collect() == [a.BatchOpened(4, 1, 30)], "although nobody announced it"
+    assert not bench.store.waits_for_worker()
+
+
+def test_a_worker_that_never_commits_does_not_keep_the_sender_awake(bench: Bench) -> None:
+    bench.link(4, 1, 30, records=0)
+    for _ in range(60):
+        assert bench.store.collect() == []
+    assert not bench.store.waits_for_worker()
+    bench.pool.words[30] = (True, 0)
+    assert bench.store.collect_all() == [a.BatchOpened(4, 1, 30), a.BatchFull(30)]
+
+
+def test_collect_all_finds_what_nobody_announced(bench: Bench) -> None:
+    bench.link(4, 1, 30)
+    bench.link(2, 1, 31)
+    bench.pool.marked.clear()
+    assert bench.store.collect() == []
+    assert bench.store.collect_all() == [a.BatchOpened(2, 1, 31), a.BatchOpened(4, 1, 30)]
+
+
+# --- freezing
+
+
+def test_an_empty_batch_of_a_living_worker_is_not_sealed(bench: Bench) -> None:
+    bench.pool.words[30] = (False, 0)
+    batch = ProducerBatch(Partition("t", 0, 0, 1), 1, 30, 0, 10)
+    assert bench.store.seal(batch) == a.BatchEmpty(batch)
+    bench.pool.alive = False
+    event = bench.store.seal(batch)
+    assert isinstance(event, a.BatchSealed)
+    assert event.records == 0
+
+
+def test_a_sealed_batch_is_views_of_shared_memory_and_not_a_copy(bench: Bench) -> None:
+    batch = bench.sealed(30)
+    before = bytes(batch.body.pieces[0])
+    bench.arena[0] ^= 0xFF
+    assert bytes(batch.body.pieces[0]) != before
+
+
+def test_bytes_no_append_leaves_are_corrupt_with_the_reason(bench: Bench) -> None:
+    bench.pool.words[30] = (False, 3)
+    bench.pool.corrupt.add(30)
+    batch = ProducerBatch(Partition("t", 0, 0, 1), 1, 30, 0, 10)
+    assert bench.store.seal(batch) == a.BatchCorrupt(batch, "bad record", 3)
+
+
+def test_after_a_crc_error_only_changed_bytes_are_corrupt(bench: Bench) -> None:
+    batch = bench.sealed(30)
+    codec.header_of(batch)
+    assert bench.store.verify(batch) is None
+    bench.arena[60] ^= 1
+    event = bench.store.verify(batch)
+    assert isinstance(event, a.BatchCorrupt)
+
+
+def test_A21_a_split_gives_private_parts(bench: Bench) -> None:
+    batch = bench.sealed(30, count=10)
+    event = bench.store.split(a.Split(batch, 1_000))
+    assert isinstance(event, a.SplitDone)
+    assert sum(part.records for part in event.parts) == 10
+    before = bytes(event.parts[0].body.pieces[0])
+    bench.arena[: bench.used] = bytes(bench.used)
+    assert bytes(event.parts[0].body.pieces[0]) == before
+
+
+def test_a_split_of_overwritten_memory_is_corrupt_and_no_crash(bench: Bench) -> None:
+    batch = bench.sealed(30, count=10)
+    bench.arena[: bench.used] = b"\xff" * bench.used
+    event = bench.store.split(a.Split(batch, 1_000))
+    assert isinstance(event, a.BatchCorrupt)
+
+
+# --- compression
+
+
+def test_a_small_batch_is_compressed_at_once(packing: Bench) -> None:
+    batch = packing.sealed(30)
+    plain = b"".join(batch.body.pieces)
+    event = packing.store.compress(batch, 0)
+    assert isinstance(event, a.Compressed)
+    stream = b"".join(batch.body.pieces)
+    assert event.size_bytes == len(stream)
+    assert compression.decompress("gzip", stream, 1 << 20) == plain
+
+
+def test_a_large_batch_is_compressed_by_a_thread(packing: Bench) -> None:
+    batch = packing.sealed(30, count=200)
+    plain = b"".join(batch.body.pieces)
+    assert packing.store.compress(batch, 0) is None
+    (event,) = packing.done()
+    assert event.batch is batch
+    assert packing.woken
+    assert compression.decompress("gzip", b"".join(batch.body.pieces), 1 << 20) == plain
+
+
+def test_the_stream_a_worker_made_is_taken_as_it_is(packing: Bench) -> None:
+    batch = packing.sealed(30)
+    packing.pool.streams[30] = ("done", 6, [packing.put(b"stream")])
+    event = packing.store.compress(batch, 0)
+    assert event == a.Compressed(batch, 6)
+    assert b"".join(batch.body.pieces) == b"stream"
+
+
+def test_a_worker_that_is_at_it_is_waited_for_and_then_overtaken(packing: Bench) -> None:
+    store = packing.store
+    batch = packing.sealed(30)
+    packing.pool.streams[30] = ("busy", 1, [])
+    assert store.compress(batch, 1_000) is None
+    assert store.waits_for_worker()
+    assert store.compression_done(2_000) == []
+    packing.pool.streams[30] = ("done", 6, [packing.put(b"stream")])
+    assert store.compression_done(3_000) == [a.Compressed(batch, 6)]
+    slow = packing.sealed(31)
+    packing.pool.streams[31] = ("busy", 1, [])
+    assert store.compress(slow, 0) is None
+    assert store.compression_done(30_000_000) == []
+    (event,) = packing.done()
+    assert event.batch is slow
+    assert not store.waits_for_worker()
+
+
+# --- giving back
+
+
+def test_released_memory_that_a_writer_may_still_touch_is_quarantined(bench: Bench) -> None:
+    batch = bench.sealed(30)
+    bench.store.release(batch)
+    assert (bench.pool.released, bench.store.quarantined) == ([30], False)
+    assert batch.body is None
+    bench.pool.can_free = False
+    bench.store.release(bench.sealed(31))
+    assert bench.store.quarantined
+
+
+def test_a_part_of_a_split_batch_has_no_shared_memory(bench: Bench) -> None:
+    part = ProducerBatch(Partition("t", 0, 0, 1), 1, -1, 0, 10, first=5)
+    bench.store.release(part)
+    assert bench.pool.released == []
