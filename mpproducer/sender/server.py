@@ -183,7 +183,11 @@ class Server:
         pidfd = _pidfd_of(sock, pid)
         try:
             if self.loop is None or self.region is None:
-                self.loop, self.region = self._start(config)
+                try:
+                    self.loop, self.region = self._start(config)
+                except (SenderError, OSError) as error:
+                    # No memory for the segments is the configuration's fault: say so.
+                    raise Refused("memory", str(error)) from error
             self._welcome(self.loop, self.region, sock, pid, pidfd)
         except BaseException:
             os.close(pidfd)

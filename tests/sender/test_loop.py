@@ -1,0 +1,269 @@
+"""The loop over a real pool: order of events, stale clocks, full pipes, published topics."""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from mpproducer._core import native
+from mpproducer.config import Config
+from mpproducer.errors import Reason
+from mpproducer.sender import actions as a
+from mpproducer.sender import workers as workers_module
+from mpproducer.sender.batch import ProducerBatch
+from mpproducer.sender.loop import Loop
+from mpproducer.sender.partition import Partition
+from mpproducer.sender.workers import Worker
+from mpproducer.shm import segment
+
+
+class Spy:
+    """Stands in for the machine: keeps what it is told and answers what the test says."""
+
+    def __init__(self) -> None:
+        self.events: list[Any] = []
+        self.mores: list[bool] = []
+        self.answers: dict[type, list[Any]] = {}
+        self.due_ns: int | None = None
+
+    def on_event(self, event: Any, _now_ns: int, *, more: bool = False) -> list[Any]:
+        self.events.append(event)
+        self.mores.append(more)
+        return self.answers.pop(type(event), [])
+
+    def next_deadline_ns(self) -> int | None:
+        return self.due_ns
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    config = Config.from_user(
+        None,
+        {"bootstrap_servers": "x:1", "buffer_memory": 2 << 20, "batch_size": 16384}
+        | {"max_partitions": 4, "max_topics": 2},
+    )
+    sizes = native.segment_sizes(config.slots, config.max_partitions, config.max_topics)
+    fds = [segment.create_memfd("test", size) for size in sizes]
+    fds.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+    pool = native.Pool(
+        fds[0],
+        fds[1],
+        config.slots,
+        config.max_partitions,
+        config.max_topics,
+        batch_size=config.batch_size,
+        max_request_size=config.max_request_size,
+        linger_us=5_000,
+        generation=7,
+    )
+    epoll = select.epoll()
+    handlers: dict[int, Callable[[int], None]] = {}
+    made = Loop(
+        config,
+        pool,
+        native.CorruptBatch,
+        fds[2],
+        epoll,
+        handlers,
+        random=random.Random(1),
+        max_owners=5,
+    )
+    yield made
+    made.close()
+    epoll.close()
+    pool.close()
+    for fd in fds:
+        os.close(fd)
+
+
+@pytest.fixture
+def spy(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> Spy:
+    made = Spy()
+    monkeypatch.setattr(loop.machine, "on_event", made.on_event)
+    monkeypatch.setattr(loop.machine, "next_deadline_ns", made.next_deadline_ns)
+    return made
+
+
+def _worker(loop: Loop, owner: int = 1) -> tuple[Worker, int]:
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    worker = Worker(owner, os.getpid(), os.pidfd_open(os.getpid()), ours)
+    reader = worker.open_pipe()
+    loop.pool.owner_alive(owner, True)
+    loop.worker_joined(worker)
+    return worker, reader
+
+
+def _complete(loop: Loop, owner: int, count: int) -> None:
+    batch = ProducerBatch(Partition("t", 0, 0, 0), 1, 1, 0, 10)
+    batch.records, batch.participants = 1, (owner,)
+    outcome = a.Outcome(a.Kind.ACKED, 0, Reason.NONE, "", 0, 1)
+    for _ in range(count):
+        loop.workers.complete(a.Complete(batch, (outcome,)))
+
+
+def test_an_answer_of_the_same_turn_goes_before_events_reported_meanwhile(
+    loop: Loop, spy: Spy
+) -> None:
+    loop.pool.topic_add("t")
+    spy.answers[a.TopicWanted] = [a.PublishTopic("t", 0, 2)]
+    loop.feed_all([a.TopicWanted("t", 0), a.FlushAsked()])
+    assert [type(event) for event in spy.events] == [
+        a.TopicWanted,
+        a.TopicPublished,
+        a.FlushAsked,
+    ]
+    assert spy.mores == [True, True, False], "the last one knows that it is"
+
+
+def test_published_partitions_have_host_wide_indices(loop: Loop, spy: Spy) -> None:
+    for name, count in (("t", 2), ("u", 1)):
+        spy.answers[a.FlushAsked] = [a.PublishTopic(name, loop.pool.topic_add(name), count)]
+        loop.report(a.FlushAsked())
+    published = [e for e in spy.events if isinstance(e, a.TopicPublished)]
+    assert [event.partition_indices for event in published] == [(0, 1), (2,)]
+
+
+def test_a_topic_with_more_partitions_than_there_is_room_says_which_key_to_raise(
+    loop: Loop, spy: Spy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop.pool.topic_add("big")
+    spy.answers[a.FlushAsked] = [a.PublishTopic("big", 0, 5)]
+    told: list[Any] = []
+
+    class Watched:
+        def __getattr__(self, name: str) -> Any:
+            if name == "topic_error":
+                return lambda *what: told.append(what)
+            return getattr(pool, name)
+
+    pool = loop.pool
+    monkeypatch.setattr(loop, "pool", Watched())
+    loop.report(a.FlushAsked())
+    ((index, code, message),) = told
+    assert (index, code) == (0, 0)
+    assert "max_partitions=4" in message
+    assert not [e for e in spy.events if isinstance(e, a.TopicPublished)]
+
+
+def test_X11_after_a_stop_what_has_arrived_comes_before_anything_is_late(
+    loop: Loop, spy: Spy
+) -> None:
+    spy.due_ns = 1
+    loop.now_ns = time.monotonic_ns() - 5_000_000_000
+    loop.wake()
+    loop.turn()
+    assert not spy.events, "stopped for seconds, and something arrived: no Tick in this turn"
+    loop.turn()
+    assert spy.events == [a.Tick()]
+
+
+def test_a_deadline_is_a_tick_in_its_turn(loop: Loop, spy: Spy) -> None:
+    spy.due_ns = time.monotonic_ns() + 20_000_000
+    loop.turn()
+    loop.turn()
+    assert a.Tick() in spy.events
+    assert time.monotonic_ns() >= spy.due_ns
+
+
+def test_X4_a_full_pipe_is_watched_until_it_is_written(loop: Loop, spy: Spy) -> None:
+    worker, reader = _worker(loop)
+    _complete(loop, 1, 20_000)
+    loop._flush_completions()
+    assert worker.backlog
+    assert worker.pipe in loop.handlers
+    total = 0
+    while worker.backlog:
+        total += len(os.read(reader, 1 << 20))
+        spy.due_ns = time.monotonic_ns()
+        loop.turn()
+    total += len(os.read(reader, 1 << 20))
+    assert total == 20_000 * 48
+    assert worker.pipe not in loop.handlers
+    os.close(reader)
+    loop.worker_gone(worker, died=False)
+    worker.close()
+
+
+def test_X4_a_pipe_that_overflowed_does_not_keep_its_number(
+    loop: Loop, spy: Spy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, reader = _worker(loop)
+    _complete(loop, 1, 20_000)
+    loop._flush_completions()
+    number = worker.pipe
+    assert number in loop.handlers
+    monkeypatch.setattr(workers_module, "BACKLOG_BYTES", 1_000)
+    _complete(loop, 1, 1)
+    loop._flush_completions()
+    assert worker.pipe == -1
+    assert number not in loop.handlers
+    assert loop.counters.completion_overflow_total == 1
+    # The next descriptor gets the number; its backlog must be watched like any other's.
+    monkeypatch.undo()
+    monkeypatch.setattr(loop.machine, "on_event", spy.on_event)
+    other = os.dup2(reader, number)
+    assert loop._backlogged == {}
+    os.close(other)
+    os.close(reader)
+    loop.worker_gone(worker, died=True)
+    worker.close()
+
+
+def test_X1_a_dead_workers_batches_are_found_before_its_memory_is_given_back(
+    loop: Loop, spy: Spy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, reader = _worker(loop)
+    order: list[str] = []
+    pool = loop.pool
+
+    class Watched:
+        def __getattr__(self, name: str) -> Any:
+            if name in ("owner_alive", "reap", "all_open"):
+                order.append(name)
+            return getattr(pool, name)
+
+    monkeypatch.setattr(loop, "pool", Watched())
+    monkeypatch.setattr(loop.store, "_pool", loop.pool)
+    loop.worker_gone(worker, died=True)
+    assert order == ["owner_alive", "all_open", "reap"]
+    assert spy.events[-1] == a.WorkerGone(1)
+    assert loop.counters.worker_died_total == 1
+    os.close(reader)
+    worker.close()
+
+
+def test_a_wake_ends_the_sleep(loop: Loop, spy: Spy) -> None:
+    loop.turn()
+    loop.wake()
+    before = loop.counters.loop_turn_total
+    loop.turn()
+    assert loop.counters.loop_turn_total == before + 1
+    with pytest.raises(BlockingIOError):
+        os.eventfd_read(loop._wake_fd)
+
+
+def test_S37_an_exception_in_the_machine_leaves_the_loop_and_is_not_swallowed(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_event: Any, _now_ns: int, *, more: bool = False) -> list[Any]:
+        raise AssertionError("a bug")
+
+    monkeypatch.setattr(loop.machine, "on_event", broken)
+    with pytest.raises(AssertionError, match="a bug"):
+        loop.report(a.FlushAsked())
+
+
+def test_counters_are_published_by_name(loop: Loop) -> None:
+    loop.counters.record_acked_total = 123
+    loop.publish_counters()
+    assert loop.counter_values()["record-acked-total"] == 123
+    assert loop.counter_values()["buffer-total-bytes"] == 2 << 20
+    assert 123 in list(loop.pool.counters)
