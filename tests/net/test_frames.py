@@ -10,17 +10,22 @@ from mpproducer.net.frames import FrameReader, FrameTooLarge
 
 
 class Pieces:
-    """A stream that gives its bytes in pieces of the given sizes."""
+    """A stream that gives its bytes in pieces of the given sizes, then whole."""
 
     def __init__(self, data: bytes, sizes: list[int]) -> None:
         self.data = data
-        self.sizes = sizes
+        self.at = 0
+        self.sizes = iter(sizes)
+
+    @property
+    def left(self) -> int:
+        return len(self.data) - self.at
 
     def read_into(self, view: memoryview) -> int:
-        want = min(self.sizes.pop(0) if self.sizes else len(self.data), len(self.data), len(view))
-        view[:want] = self.data[:want]
-        self.data = self.data[want:]
-        return want
+        count = min(next(self.sizes, self.left), self.left, len(view))
+        view[:count] = self.data[self.at : self.at + count]
+        self.at += count
+        return count
 
 
 def _frame(payload: bytes) -> bytes:
@@ -29,7 +34,7 @@ def _frame(payload: bytes) -> bytes:
 
 def _read_all(reader: FrameReader, pieces: Pieces) -> list[bytes]:
     frames: list[bytes] = []
-    while pieces.data:
+    while pieces.left:
         count, more = reader.read(pieces.read_into)
         assert count > 0, "the buffer always has room"
         frames += more
@@ -37,7 +42,7 @@ def _read_all(reader: FrameReader, pieces: Pieces) -> list[bytes]:
 
 
 def test_the_same_frames_whatever_pieces_the_stream_comes_in(rng: random.Random) -> None:
-    payloads = [rng.randbytes(rng.choice((0, 1, 3, 100, 5_000, 40_000))) for _ in range(60)]
+    payloads = [rng.randbytes(rng.choice((0, 1, 3, 100, 2_000, 20_000))) for _ in range(30)]
     data = b"".join(map(_frame, payloads))
     for largest in (1, 7, 1_000, 1 << 20):
         sizes = [rng.randrange(largest) + 1 for _ in range(len(data) // largest * 2 + 10)]
