@@ -197,6 +197,17 @@ def test_A14_a_forced_close_ends_everything_once_and_gives_all_memory_back() -> 
     assert not h.feed(late), "the connection is closed: nobody listens"
 
 
+def test_what_becomes_due_at_the_deadline_of_a_close_is_not_sent_any_more() -> None:
+    h = Harness(retry_backoff_ms=1_000, retry_backoff_max_ms=1_000).ready()
+    h.open("t", 0)
+    h.answer(_only_send(h), 19)
+    h.feed(a.CloseAsked(h.now_ns + 1_000_000_000))
+    h.run_ms(1_000)
+    assert h.exited
+    assert len(h.of(a.SendProduce)) == 1
+    assert h.outcomes() == [(a.Kind.NOT_WRITTEN, 0)]
+
+
 def test_memory_is_released_after_the_connection_that_could_read_it_is_closed() -> None:
     h = Harness().ready()
     h.open("t", 0)

@@ -226,6 +226,11 @@ def test_a_healthy_sender_never_starts_over_however_old_its_metadata_may_get() -
     h.run_ms(100_000)
     assert not h.of(a.Close)
     assert h.machine.counters.metadata_update_total >= 5
+    h.run_ms(15_000)
+    _metadata_fails(h)
+    h.run_ms(2_000)
+    assert h.machine.counters.metadata_error_total >= 2
+    assert not h.of(a.Close), "the clock starts with the first failure, not with the last success"
 
 
 def test_a_broker_that_asks_for_it_makes_the_sender_start_over() -> None:
