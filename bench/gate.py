@@ -64,11 +64,11 @@ FIGURES: Final[tuple[Figure, ...]] = (
     Figure("wire_bytes", "bytes on the wire per 182 B record, uncompressed", 0.02),
     Figure("wire_bytes_zstd", "the same with zstd", 0.06),
     Figure("fill_wire_bytes", "bytes on the wire per 100 B record, full batches", 0.02),
-    Figure("syscalls_per_batch", "system calls of the sender per batch", 0.25),
+    Figure("syscalls_per_batch", "system calls of the sender per batch", 0.50),
     Figure("sender_alloc_kib", "memory the sender's Python allocates while 48 MiB pass", 0.50),
-    Figure("send_instructions", "instructions per send(topic, value)", 0.05, by_python=True),
-    Figure("send_keyed_instructions", "instructions per send with a key", 0.05, by_python=True),
-    Figure("send_many_instructions", "instructions per record of send_many", 0.05, by_python=True),
+    Figure("send_instructions", "instructions per send(topic, value)", 0.08, by_python=True),
+    Figure("send_keyed_instructions", "instructions per send with a key", 0.08, by_python=True),
+    Figure("send_many_instructions", "instructions per record of send_many", 0.08, by_python=True),
 )
 Found = dict[str, float]
 

@@ -10,6 +10,8 @@ from bench.config import Setup
 from bench.payload import Event
 
 _LIST = 1000
+SENDER_IDLE_MS = 100
+"""How long a sender waits for the next worker; short, so that a run ends soon."""
 
 
 class MpProducer(Client):
@@ -30,6 +32,7 @@ class MpProducer(Client):
             acks="all",
             enable_idempotence=True,
             runtime_dir=setup.runtime_dir,
+            sender_idle_ms=SENDER_IDLE_MS,
             **more,
         )
 

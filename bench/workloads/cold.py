@@ -46,7 +46,7 @@ _BODIES = {
     _RUNNING: """
 from mpproducer import Producer
 imported = time.monotonic_ns()
-producer = Producer(bootstrap_servers=bootstrap, runtime_dir=folder)
+producer = Producer(bootstrap_servers=bootstrap, runtime_dir=folder, sender_idle_ms=100)
 producer.send(topic, b"first").result(60)
 """,
     "confluent": """
