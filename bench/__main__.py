@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--clients", nargs="+", default=[], metavar="CLIENT",
                         help=f"of {', '.join([*PYTHON, *COMPILED])}; default: all")  # fmt: skip
     parser.add_argument("--records", type=int, help="of a saturation run; default 1,000,000")
-    parser.add_argument("--seconds", type=float, help="of a fixed-rate run; default 8")
+    parser.add_argument("--seconds", type=float, help="of a fixed-rate run; default 5")
     parser.add_argument("--rates", type=int, nargs="+", help="records/s; default 8000 50000")
     parser.add_argument("--processes", type=int, nargs="+", help="default 1 4 16 64")
     parser.add_argument("--idle-processes", type=int, help="default 64")

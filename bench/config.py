@@ -41,7 +41,7 @@ class Options:
     """The command line."""
 
     rounds: int = 5
-    seconds: float = 8.0
+    seconds: float = 5.0
     records: int = 1_000_000
     """Of one saturation run of a fast client at 100 B; slower ones and larger records get fewer."""
     processes: tuple[int, ...] = (1, 4, 16, 64)

@@ -178,7 +178,7 @@ class ConfluentBatch(Confluent):
     """`produce_batch` of 1,000 dicts with a callback each."""
 
     name = "confluent-batch"
-    note = "produce_batch() of 1,000 dicts, made beforehand, on_delivery per record"
+    note = "produce_batch() of 1,000 dicts, on_delivery per record"
 
     @classmethod
     def missing(cls) -> str | None:
