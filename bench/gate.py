@@ -66,9 +66,9 @@ FIGURES: Final[tuple[Figure, ...]] = (
     Figure("fill_wire_bytes", "bytes on the wire per 100 B record, full batches", 0.02),
     Figure("syscalls_per_batch", "system calls of the sender per batch", 0.50),
     Figure("sender_alloc_kib", "memory the sender's Python allocates while 48 MiB pass", 0.50),
-    Figure("send_instructions", "instructions per send(topic, value)", 0.08, by_python=True),
-    Figure("send_keyed_instructions", "instructions per send with a key", 0.08, by_python=True),
-    Figure("send_many_instructions", "instructions per record of send_many", 0.08, by_python=True),
+    Figure("send_instructions", "instructions per send(topic, value)", 0.05, by_python=True),
+    Figure("send_keyed_instructions", "instructions per send with a key", 0.05, by_python=True),
+    Figure("send_many_instructions", "instructions per record of send_many", 0.05, by_python=True),
 )
 Found = dict[str, float]
 
@@ -219,30 +219,27 @@ def _allocations() -> Found:
         return {"sender_alloc_kib": int(out.read_text()) / 1024}
 
 
-_CALLS = {
-    "send_instructions": (
-        "producer_send",
-        "for value in values: send('gate', value)",
-    ),
-    "send_keyed_instructions": (
-        "producer_send",
-        "for value in values: send('gate', value, b'user-00017')",
-    ),
-    "send_many_instructions": (
-        "producer_send_many",
-        "for at in range(0, len(values), 1000): send_many('gate', values[at : at + 1000])",
-    ),
-}
-_PROGRAM = """
+_FUNCTIONS: Final = ("producer_send", "producer_send_many")
+_MARK: Final = "method_stats"  # a call of it ends a part: callgrind writes what it has, and zeroes
+_PARTS: Final = ("send_instructions", "send_keyed_instructions", "send_many_instructions")
+_PROGRAM: Final = f"""
 import sys
 from bench import payload
 from mpproducer import Producer
-producer = Producer(bootstrap_servers=sys.argv[1], linger_ms={linger}, runtime_dir=sys.argv[2])
+producer = Producer(bootstrap_servers=sys.argv[1], linger_ms={_LINGER_MS}, runtime_dir=sys.argv[2])
 producer.attach(60)
 producer.partitions_for("gate")
-values = payload.values(100, {sends})
-send, send_many = producer.send, producer.send_many
-{loop}
+values = payload.values(100, {_SENDS})
+send, send_many, mark = producer.send, producer.send_many, producer._attachment.stats
+for value in values:
+    send("gate", value)
+mark()
+for value in values:
+    send("gate", value, b"user-00017")
+mark()
+for at in range(0, len(values), 1000):
+    send_many("gate", values[at : at + 1000])
+mark()
 producer.flush(60)
 """
 
@@ -250,31 +247,34 @@ producer.flush(60)
 def _instructions() -> Found:
     if shutil.which("valgrind") is None:
         raise Skip("valgrind is not installed")
-    found = {}
     with SinkTarget(_PARTITIONS) as sink, _producer(sink) as producer:
         # That one keeps the sender alive, outside of valgrind; the child attaches to it.
         place = str(producer._place.folder.parent)
-        for name, (function, loop) in _CALLS.items():
-            program = _PROGRAM.format(linger=_LINGER_MS, sends=_SENDS, loop=loop)
-            found[name] = _counted(function, [program, sink.bootstrap, place]) / _SENDS
-    return found
+        counted = _counted([_PROGRAM, sink.bootstrap, place])
+    return {name: count / _SENDS for name, count in zip(_PARTS, counted, strict=True)}
 
 
-def _counted(function: str, arguments: list[str]) -> int:
+def _counted(arguments: list[str]) -> list[int]:
+    """Instructions inside the functions, callees included, part by part."""
     with tempfile.TemporaryDirectory(prefix="mppg-") as folder:
         out = Path(folder, "out")
+        toggles = [f"--toggle-collect={function}" for function in _FUNCTIONS]
         done = subprocess.run(
-            ["valgrind", "--tool=callgrind", f"--toggle-collect={function}",
+            ["valgrind", "--tool=callgrind", *toggles, f"--dump-before={_MARK}",
              f"--callgrind-out-file={out}", sys.executable, "-c", *arguments],
             cwd=ROOT, check=False, capture_output=True, text=True, timeout=_VALGRIND_S,
             env=os.environ | {"PYTHONHASHSEED": "0"},
         )  # fmt: skip
         if done.returncode != 0:
             raise Skip(f"valgrind cannot run it: {done.stderr.strip()[-300:]}")
-        total = re.search(r"^(?:totals|summary): (\d+)", out.read_text(), re.MULTILINE)
-    if total is None or not int(total[1]):
-        raise Skip(f"callgrind saw no call of {function}: are there debug symbols?")
-    return int(total[1])
+        counted = []
+        for part in range(1, len(_PARTS) + 1):
+            text = out.with_name(f"out.{part}").read_text()
+            total = re.search(r"^(?:totals|summary): (\d+)", text, re.MULTILINE)
+            if total is None or not int(total[1]):
+                raise Skip(f"callgrind saw no call of {_FUNCTIONS}: are there debug symbols?")
+            counted.append(int(total[1]))
+    return counted
 
 
 MEASURES: Final[dict[str, Callable[[], Found]]] = {
