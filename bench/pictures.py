@@ -38,10 +38,14 @@ def _cases(report: Report, workload: str) -> list[dict[str, Any]]:
 def _said(case: dict[str, Any], report: Report) -> str:
     setup = case["setup"]
     return (
-        f"{case['label']}; acks=all, idempotent, linger {setup['linger_ms']} ms, "
-        f"{setup['compression']}; {report['machine']['cpus']} cores; "
-        f"minimum, median, maximum of {report['options']['rounds']} rounds"
+        f"{case['label']}; acks=all, idempotent, linger {setup['linger_ms']} ms; "
+        f"{report['machine']['cpus']} cores; median and spread of {_rounds(report)}"
     )
+
+
+def _rounds(report: Report) -> str:
+    count = report["options"]["rounds"]
+    return f"{count} interleaved round{'s' if count > 1 else ''}"
 
 
 # --- pictures
@@ -161,9 +165,9 @@ _SUMMARY: Final = (
     ("fixed-rate", r"8,000 records/s, 16 processes, 12 partitions, linger 5",
      "bytes on the wire per record", "wire_bytes"),
     ("fixed-rate", r"8,000 records/s, 16 processes, 12 partitions, linger 5",
-     "CPU per record, clients", "client_cpu_net_us"),
+     "client CPU per record, net of the generator's", "client_cpu_net_us"),
     ("fixed-rate", r"8,000 records/s, 16 processes, 12 partitions, linger 5",
-     "CPU per record, broker", "broker_cpu_us"),
+     "broker CPU per record", "broker_cpu_us"),
     ("fixed-rate", r"8,000 records/s, 16 processes, 12 partitions, linger 5",
      "connections", "connections"),
     ("fixed-rate", r"8,000 records/s, 16 processes, 12 partitions, linger 5",
@@ -189,7 +193,7 @@ def _summary(report: Report) -> Iterator[str]:
                 f"| {ratio(rows, _PEER, figure)} |"
             )
     yield ""
-    yield f"Medians of {report['options']['rounds']} interleaved rounds. {_where(report)}"
+    yield f"Medians of {_rounds(report)}. {_where(report)}"
 
 
 def _where(report: Report) -> str:

@@ -107,7 +107,7 @@ def lines(
     low, high = min(ys) / 1.4, max(ys) * 1.4
     left, right = 70, _WIDTH - 150
     ax, bx = _scale(xs[0], max(xs[-1], xs[0] * 1.01), left, right)
-    ay, by = _scale(low, high, _HEIGHT, _HEAD)
+    ay, by = _scale(low, high, _HEIGHT, _HEAD + 16)
     body = []
     for tick in _ticks(low, high):
         y = ay + by * math.log(tick)
@@ -120,7 +120,7 @@ def lines(
                           more=' text-anchor="middle" fill="#6b7280"'))  # fmt: skip
     body.append(_text((left + right) / 2, _HEIGHT + 36, x_name, size=11,
                       more=' text-anchor="middle"'))  # fmt: skip
-    body.append(_text(left, _HEAD - 8, y_name, size=11, more=' fill="#6b7280"'))
+    body.append(_text(left, _HEAD + 4, y_name, size=11, more=' fill="#6b7280"'))
     names = []
     for place, (label, points) in enumerate(series):
         colour = _OURS if label == ours else _COLOURS[place % len(_COLOURS)]

@@ -10,7 +10,7 @@ import pytest
 from bench.config import Setup
 from bench.fleet import Fleet, RunFailed
 from bench.payload import events, keyed, values
-from bench.target import SinkTarget
+from bench.target import Cluster, SinkTarget
 from bench.workloads.saturation import _go, _prepare, traffic
 
 
@@ -64,3 +64,17 @@ def test_payloads_have_the_size_and_the_entropy_that_was_asked() -> None:
     sizes = [len(value) for value, _key in events(2_000, 3)]
     assert min(sizes) >= 75 and max(sizes) <= 300
     assert events(50, 4) == events(50, 4) != events(50, 5)
+
+
+@pytest.mark.kafka_real
+@pytest.mark.xdist_group("kafka")
+def test_a_real_broker_tells_how_many_producer_ids_wrote_to_a_topic(kafka: str) -> None:
+    target = Cluster(kafka)
+    for client, ids in (("mpproducer", 1), ("confluent", 2)):
+        topic = target.topic(3)
+        try:
+            with Fleet(client, Setup(target.bootstrap, topic, 3), 2) as fleet:
+                fleet.run(_prepare, 100, 100, True)
+                assert target.producer_ids(topic, 3) == ids
+        finally:
+            target.drop(topic)
