@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -118,7 +119,7 @@ def run(
     left_out = _left_out(plan, options)
     found: dict[str, Any] = {
         "machine": facts.machine(),
-        "versions": facts.versions(),
+        "versions": facts.versions() | compiled.versions(),
         "started": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "options": {k: v for k, v in vars(options).items() if k not in ("scratch",)},
         "clients": notes(),
@@ -193,5 +194,10 @@ def _round(
             row["results"].setdefault(name, {}).setdefault(figure, []).append(value)
 
 
+def _on_signal(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)  # so that brokers, workers and folders go
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _on_signal)
     sys.exit(main())

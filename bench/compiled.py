@@ -96,6 +96,19 @@ def missing(name: str, scratch: Path) -> str | None:
     return {"franz-go": franz_go, "librdkafka": librdkafka, "java": java}[name](scratch)[1]
 
 
+def versions() -> dict[str, str]:
+    """Versions of the compiled peers, as far as they can be told without running them."""
+    found = {}
+    if match := re.search(r"franz-go v(\S+)", (_NATIVE / "franz" / "go.mod").read_text()):
+        found["franz-go"] = match[1]
+    header = Path("/usr/include/librdkafka/rdkafka.h")
+    if header.exists():
+        match = re.search(r"RD_KAFKA_VERSION\s+0x(\w\w)(\w\w)(\w\w)", header.read_text())
+        if match:
+            found["librdkafka"] = ".".join(str(int(part, 16)) for part in match.groups())
+    return found
+
+
 class _Program:
     """A running peer: ready, go, done, one line of JSON."""
 
