@@ -72,6 +72,9 @@ class MpProducer(Client):
             raise RuntimeError("the sender does not tell its counters")
         return dict(answer["counters"])
 
+    def settle(self) -> None:
+        self.producer.flush(TIMEOUT_S)
+
     def drain(self) -> int:
         self.producer.flush(TIMEOUT_S)
         counted = self._counters()
