@@ -19,6 +19,7 @@ from bench.payload import Event
 
 _BLOCK = 1000
 _STATISTICS_MS = 1000
+_END_S = 5.0
 
 
 def configuration(setup: Setup) -> dict[str, Any]:
@@ -240,10 +241,12 @@ class Queue(Client):
         queue, _acked, pid = shared
         queue.put(None)
         process = _SHARED.pop(pid)
-        process.join(TIMEOUT_S)
+        # At the end of a run the queue is empty; after a failure nobody waits for what is in it.
+        process.join(_END_S)
         if process.is_alive():
             process.kill()
             process.join()
+        queue.cancel_join_thread()
         queue.close()
 
     def burst(self, values: list[bytes]) -> None:
