@@ -141,6 +141,10 @@ class Drain:
         if node is not before:
             if before is not None:
                 before.ready.pop(partition, None)
+                if before.sealing is not None and before.sealing.partition is partition:
+                    # The answer to `Seal` will not find the way back to this node.
+                    before.sealing = None
+                    self.poked[before] = None
             partition.ready_at = node
             if node is not None:
                 node.ready[partition] = None
