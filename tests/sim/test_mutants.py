@@ -8,7 +8,7 @@ from mpproducer.sender.machine import Machine
 from tests.sim import mutants, runner
 from tests.sim.runner import Case
 
-WITHIN_SEEDS = 300
+WITHIN_SEEDS = 1_000  # nearly all are found within 200; the rarest needs a bump in a narrow window
 
 
 @pytest.mark.parametrize("mutant", mutants.MUTANTS, ids=lambda mutant: mutant.__name__)
