@@ -136,13 +136,17 @@ class Drain:
         batch = self._idempotence.candidate(partition)
         node = None
         if self._compress and partition.queue:
-            self._prepare(partition)
+            self._prepare(partition, now_ns)
         if batch is not None and self._due(partition, batch, now_ns):
             node = self._leader_node(partition, batch)
         before = partition.ready_at
         if node is not before:
             if before is not None:
                 before.ready.pop(partition, None)
+                if before.sealing is not None and before.sealing.partition is partition:
+                    # The answer to `Seal` will not find the way back to this node.
+                    before.sealing = None
+                    self.poked[before] = None
             partition.ready_at = node
             if node is not None:
                 node.ready[partition] = None
@@ -152,6 +156,8 @@ class Drain:
     def _due(self, partition: Partition, batch: ProducerBatch, now_ns: int) -> bool:
         state = batch.state
         if state is OPEN:
+            if batch.backoff_until_ns > now_ns:
+                return False
             if not batch.due:
                 if len(partition.queue) < 2:
                     return False
@@ -177,14 +183,15 @@ class Drain:
             return None
         return node if self._idempotence.may_drain(partition, batch) else None
 
-    def _prepare(self, partition: Partition) -> None:
+    def _prepare(self, partition: Partition, now_ns: int) -> None:
         """With compression: seal due batches ahead of the node."""
         queue = partition.queue
         ahead = 0
         for place, batch in enumerate(islice(queue, PREPARED + 8)):
             if batch.state is OPEN:
                 due = batch.due or place + 1 < len(queue)
-                if not due or batch.seal_asked or ahead >= PREPARED:
+                waits = batch.seal_asked or batch.backoff_until_ns > now_ns
+                if not due or waits or ahead >= PREPARED:
                     return
                 batch.due = True
                 self.ask_seal(batch)
@@ -207,10 +214,17 @@ class Drain:
             node.sealing = None
             self.poked[node] = None
 
+    def _look_again(self, batch: ProducerBatch, now_ns: int) -> None:
+        if batch.state is OPEN:
+            batch.due = True
+            self.refresh(batch.partition, now_ns)
+
     def still_empty(self, batch: ProducerBatch, now_ns: int) -> None:
-        """The batch has no record yet: leave it open and look again shortly."""
+        """The batch has no record yet: leave it open and look again shortly, not at once, even
+        if newer ones stand behind it (its writer may be stopped for long)."""
         batch.due = False
-        self._timers.at(now_ns + _EMPTY_RETRY_NS, self.make_due, batch)
+        batch.backoff_until_ns = now_ns + _EMPTY_RETRY_NS
+        self._timers.at(batch.backoff_until_ns, self._look_again, batch)
         self.refresh(batch.partition, now_ns)
 
     def look_for_leaders(self, now_ns: int) -> None:
@@ -277,10 +291,24 @@ class Drain:
         for batch in picked:
             self.refresh(batch.partition, now_ns)
 
+    def _still_going(self, node: Node, now_ns: int) -> tuple[ProducerBatch, ...]:
+        """What was picked and may still go. Since its partition became ready, another one may
+        have moved the producer to a new epoch, or an answer may have named another leader."""
+        picked, node.picked, node.picked_bytes = node.picked, [], 0
+        going: list[ProducerBatch] = []
+        for batch in picked:
+            partition = batch.partition
+            next_one = self._idempotence.candidate(partition)
+            if next_one is batch and self._leader_node(partition, batch) is node:
+                going.append(batch)
+            else:
+                self.refresh(partition, now_ns)
+        return tuple(going)
+
     def _send(self, node: Node, now_ns: int) -> None:
-        batches = tuple(node.picked)
-        node.picked = []
-        node.picked_bytes = 0
+        batches = self._still_going(node, now_ns)
+        if not batches:
+            return
         counters = self._counters
         for batch in batches:
             partition = batch.partition

@@ -219,7 +219,10 @@ class Machine:
     def _on_empty(self, event: actions.BatchEmpty, now_ns: int) -> None:
         batch = event.batch
         self.drain.seal_answered(batch)
-        if batch.doom is not None:
+        if batch.doom is not None and self._close_overdue(now_ns):
+            # Nobody to tell, and nobody to wait for: the end closes its writer's pipe.
+            batch.doom = None
+        elif batch.doom is not None:
             # Its age did not count: it has no record that could be late.
             batch.doom = None
             batch.created_ns = now_ns
@@ -307,12 +310,14 @@ class Machine:
             return self._deserted_ns + self._idle_ns
         return None
 
+    def _close_overdue(self, now_ns: int) -> bool:
+        return self._close_deadline_ns is not None and self._close_deadline_ns <= now_ns
+
     def _maybe_exit(self, now_ns: int) -> None:
         if self.phase is Phase.EXITED or self._answer_owed():
             return
         if self.phase is Phase.CLOSING:
-            late = self._close_deadline_ns is not None and self._close_deadline_ns <= now_ns
-            if self.delivery.aging and late:
+            if self.delivery.aging and self._close_overdue(now_ns):
                 self.delivery.abort_all(
                     0, Reason.CLOSED, "the sender was closed before delivery", now_ns
                 )

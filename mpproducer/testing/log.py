@@ -220,15 +220,19 @@ class PartitionLog:
         self.batches.append(
             StoredBatch(base_offset, self.end_offset - 1, batch.max_timestamp_ms, raw)
         )
-        if batch.producer_id != NO_PRODUCER:
-            state = self._producers.get(batch.producer_id)
-            if state is None or state.epoch != batch.epoch:
-                state = self._producers[batch.producer_id] = _ProducerState(batch.epoch)
-            last = (batch.base_sequence + batch.count - 1) % _SEQUENCES
-            state.batches.append(
-                _Written(batch.base_sequence, last, base_offset, batch.max_timestamp_ms)
-            )
+        self._remember(batch, base_offset)
         return Appended(codes.NONE, base_offset, log_start_offset=self.start_offset)
+
+    def _remember(self, batch: RecordBatch, base_offset: int) -> None:
+        if batch.producer_id == NO_PRODUCER:
+            return
+        state = self._producers.get(batch.producer_id)
+        if state is None or state.epoch != batch.epoch:
+            state = self._producers[batch.producer_id] = _ProducerState(batch.epoch)
+        last = (batch.base_sequence + batch.count - 1) % _SEQUENCES
+        state.batches.append(
+            _Written(batch.base_sequence, last, base_offset, batch.max_timestamp_ms)
+        )
 
     def forget_producers(self) -> None:
         """As after producer.id.expiration.ms: nothing is known about any producer id."""

@@ -25,6 +25,7 @@ from mpproducer.sender.inflight import (
 from mpproducer.sender.machine import Machine
 from mpproducer.sender.retry import MS
 from mpproducer.wire.produce import PartitionResult, ProduceResponse
+from tests.sender.driver import Driver
 
 T = TypeVar("T")
 SECOND = 1_000 * MS
@@ -39,17 +40,17 @@ class Fill:
         self.owners = owners
 
 
-class Harness:
+class Harness(Driver):
     """A machine, a clock, a cluster and the workers' side of shared memory."""
 
     def __init__(self, *, seed: int = 1, auto: bool = True, **config: Any) -> None:
+        super().__init__()
         config.setdefault("bootstrap_servers", "boot:9092")
         config.setdefault("linger_ms", 0)
         self.config = Config.from_user(None, config)
         self.now_ns = 10 * SECOND
         self.machine = Machine(self.config, random.Random(seed), self.now_ns)
         self.auto = auto
-        self.log: list[Any] = []
         self.fills: dict[int, Fill] = {}
         self.requests: dict[int, deque[Any]] = {}
         self.conns: dict[int, a.Connect] = {}
@@ -74,31 +75,7 @@ class Harness:
         self.split_limits: list[int] = []
         self.compress_at_once = True
 
-    # --- events
-
-    def feed(self, *events: Any) -> list[Any]:
-        """Feed events; returns every action they led to, answers included."""
-        seen: list[Any] = []
-        for event in events:
-            queue = deque([event])
-            while queue:
-                actions = self.machine.on_event(queue.popleft(), self.now_ns)
-                self.log += actions
-                seen += actions
-                answers: list[Any] = []
-                for action in actions:
-                    answers += self.apply(action)
-                queue.extendleft(e for e in reversed(answers) if not isinstance(e, a.Response))
-                # What comes from the network comes after what is answered in the same turn.
-                queue.extend(e for e in answers if isinstance(e, a.Response))
-                if not queue:
-                    self.machine.check_invariants()
-        return seen
-
-    def apply(self, action: Any) -> list[Any]:
-        """Carry an action out; returns the events that answer it in the same turn."""
-        handler = getattr(self, f"_do_{type(action).__name__}", None)
-        return list(handler(action) or ()) if handler else []
+    # --- batches and topics
 
     def _do_Seal(self, action: a.Seal) -> list[Any]:
         batch = action.batch

@@ -306,3 +306,48 @@ def test_thousands_of_due_partitions_are_sealed_once_and_sent_together() -> None
     (send,) = h.produce_requests()
     assert len(send.batches) == 3_000
     assert len(h.of(a.Seal)) - sealed_before == 3_000
+
+
+def test_W04_an_empty_batch_of_a_stopped_writer_is_asked_again_later_not_at_once() -> None:
+    h = Harness().ready()
+    slot = h.open("t", 0, records=0)
+    h.open("t", 0)  # another worker goes on behind it
+    asked = h.of(a.Seal)
+    assert len(asked) <= 3
+    assert not h.produce_requests()
+    h.run_ms(20)
+    assert len(asked) < len(h.of(a.Seal)) <= 25
+    h.fills[slot].records = 1
+    h.run_ms(2)
+    (send,) = h.produce_requests()
+    assert [batch.seq for batch in send.batches] == [1]
+
+
+class _Compressing(Harness):
+    def _do_Compress(self, action: a.Compress) -> list[a.Compressed]:
+        return [a.Compressed(action.batch, action.batch.size_bytes)]
+
+
+def test_a_ready_batch_waits_when_another_partition_has_bumped_the_epoch() -> None:
+    h = _Compressing(max_in_flight_requests_per_connection=2, compression_type="zstd")
+    h.ready({0: 0, 1: 0})
+    h.warm("t", 0)
+    h.warm("t", 1)
+    h.open("t", 1)
+    h.open("t", 0)
+    first, second = h.produce_requests()
+    h.open("t", 0)  # ready, and waiting for its node
+    h.answer(first, code=87)
+    assert h.machine.idempotence.epoch == 1
+    assert h.produce_requests() == [second]
+    h.answer(second)
+    (third,) = h.produce_requests()
+    assert [(batch.producer_epoch, batch.base_sequence) for batch in third.batches] == [(1, 0)]
+
+
+def test_a_close_past_its_deadline_does_not_wait_for_a_batch_without_a_record() -> None:
+    h = Harness().ready()
+    h.open("t", 0, records=0)
+    h.open("t", 0)
+    h.feed(a.CloseAsked(h.now_ns))
+    assert h.exited == "closed"
