@@ -84,7 +84,9 @@ class Simulation(Driver):
         config = self.config
         most_ms = config.delivery_timeout_ms + config.request_timeout_ms + 1_000
         work_ns = self.plan.records * (3 * self.plan.gap_ns + 100 * MS)
-        bound_ns = self.world.now_ns + most_ms * MS + work_ns
+        # Twice: what waits for memory is appended when what fills it, for a partition that is
+        # gone for good, has expired.
+        bound_ns = self.world.now_ns + 2 * most_ms * MS + work_ns
         if not self._until(bound_ns, "outcomes", self._all_told):
             untold = [r for r in self.memory.records if r.batch is not None and r.outcome is None]
             raise Violation(f"stuck: {len(untold)} records without an outcome: {untold[:3]}")
