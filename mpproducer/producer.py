@@ -114,6 +114,9 @@ class Producer(native.ProducerBase):
         `timeout` is in seconds, `max_block_ms` by default. Raises SenderError.
         """
         self._check_open()
+        link = attach.find(self._place)
+        if link is not None:
+            link.attachment.drain()  # finds out now, not at the next send, that its sender died
         self._attachment = self._attach(self._deadline_ns(timeout, self._config.max_block_ms))
 
     def flush(self, timeout: float | None = None) -> None:

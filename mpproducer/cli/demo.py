@@ -90,7 +90,7 @@ def _run(args: argparse.Namespace, *, shared: bool) -> Result:
     with BrokerProcess(NODES, auto_create_topics=False) as broker:
         broker.create_topic(TOPIC, PARTITIONS)
         job = Job(broker.bootstrap_servers, args.records, args.workers, args.rate, args.size)
-        with Progress(f"records, {name}", total=args.records, quiet=args.quiet) as progress:
+        with Progress(name, total=args.records, quiet=args.quiet) as progress:
             outcome = _shared(job, progress) if shared else _separate(job, progress)
         requests, sizes = broker.requests, broker.request_bytes
         connections = broker.connections

@@ -255,8 +255,12 @@ def verify(job: Job, found: list[tuple[int, bytes | None, bytes | None]]) -> lis
     last: dict[tuple[int, int], int] = {}
     partition_of: dict[bytes | None, int] = {}
     for partition, key, value in found:
-        facts = json.loads(value or b"null")
-        worker, number = facts["worker"], facts["number"]
+        try:
+            facts = json.loads(value or b"null")
+            worker, number = int(facts["worker"]), int(facts["number"])
+        except (ValueError, KeyError, TypeError):
+            wrong.append(f"a record of partition {partition} is changed: {value!r:.80}")
+            continue
         if expected.pop((worker, number), None) != (key, value):
             wrong.append(f"record {number} of worker {worker} is there twice, or changed")
         if last.get((worker, partition), -1) > number:

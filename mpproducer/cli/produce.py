@@ -3,162 +3,182 @@
 from __future__ import annotations
 
 import argparse
-import collections
-import contextlib
 import json
 import multiprocessing
-import multiprocessing.connection
-import signal
+import re
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from multiprocessing.context import BaseContext
-from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
-from mpproducer.cli.lines import chunks, open_input, split_lines
+from mpproducer.cli.produce_job import Dispatcher, Job, Stop, Tally
 from mpproducer.cli.progress import Progress
 from mpproducer.config import Config
 from mpproducer.errors import KafkaError
+from mpproducer.producer import Producer
 
-OUTSTANDING_CHUNKS = 16
-"""Chunks a worker has in delivery before it waits for the oldest one."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What every worker does; picklable."""
-
-    config: dict[str, Any]
-    topic: str
-    key_field: str | None
-    key_separator: bytes | None
-    partition: int | None
-    headers: list[tuple[str, bytes]]
-
-
-@dataclass
-class Tally:
-    """What became of the lines so far."""
-
-    lines: int = 0
-    bytes: int = 0
-    delivered: int = 0
-    failed: collections.Counter[str] = field(default_factory=collections.Counter)
-
-    def add(self, other: Tally) -> None:
-        """Count another tally in."""
-        self.lines += other.lines
-        self.bytes += other.bytes
-        self.delivered += other.delivered
-        self.failed.update(other.failed)
+_DESCRIPTION = """\
+Send every line of the files (or of stdin) as one record. The letters are kcat's. Exit status 0
+when every record that was read is acknowledged, 1 when some are not (the reasons are counted on
+stderr), 2 when the command cannot work. The first Ctrl-C ends the input and delivers what was
+read; the second abandons it (130).
+"""
+_ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|[\\nrt0])")
+_ESCAPED = {"\\": "\\", "n": "\n", "r": "\r", "t": "\t", "0": "\0"}
 
 
 def add_arguments(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the subcommand."""
     parser = commands.add_parser(
-        "produce",
-        help="send lines of files or stdin to a topic",
-        description="Send every line of the files (or of stdin) as one record. Exit status 0 when "
-        "every record was acknowledged, 1 when some were not, 2 when the command cannot work.",
+        "produce", help="send lines of files or stdin to a topic", description=_DESCRIPTION
     )
-    parser.add_argument(
-        "files",
-        nargs="*",
-        default=["-"],
-        metavar="FILE",
-        help="input, '-' for stdin; .gz and .zst are read directly",
-    )
-    parser.add_argument(
-        "-b",
-        "--bootstrap-server",
-        "--bootstrap-servers",
-        required=True,
-        metavar="HOST:PORT,...",
-        dest="bootstrap",
-        help="brokers",
-    )
-    parser.add_argument("-t", "--topic", required=True, help="topic to write to")
-    parser.add_argument(
-        "-k", "--key-field", metavar="NAME", help="lines are JSON objects; this field is the key"
-    )
-    parser.add_argument("-K", "--key-separator", metavar="TEXT", help="lines are KEY TEXT VALUE")
-    parser.add_argument("-p", "--partition", type=int, help="write to this partition only")
-    parser.add_argument(
-        "-H",
-        "--header",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="header of every record; may be repeated",
-    )
-    parser.add_argument("-z", "--compression", metavar="CODEC", help="compression_type")
-    parser.add_argument(
-        "-X",
-        "-C",
-        "--config",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="any configuration key; may be repeated",
-    )
-    parser.add_argument(
-        "-w",
-        "--workers",
-        type=int,
-        default=1,
-        metavar="N",
-        help="worker processes (default 1: file order is kept; more workers keep "
-        "the order of what each of them sends)",
-    )
-    parser.add_argument(
-        "--start-method",
-        choices=multiprocessing.get_all_start_methods(),
-        default=None,
-        help="how workers are started",
-    )
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress on stderr")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
-    parser.set_defaults(run=run)  # fmt: skip
+    add = parser.add_argument
+    add("files", nargs="*", default=["-"], metavar="FILE",
+        help="input, '-' for stdin; .gz and .zst are read directly")  # fmt: skip
+    add_brokers(parser)
+    add("-t", "--topic", required=True, help="topic to write to")
+    add("-p", "--partition", type=int, help="write to this partition only (-1: any)")
+    add("-k", "--key", help="the key of every record")
+    add("-K", "--key-delimiter", metavar="DELIM", help="a line is key, DELIM, value")
+    add("--key-field", metavar="NAME", help="lines are JSON objects; this field is the key")
+    add("-D", "--delimiter", metavar="DELIM", default="\\n", help="ends a record (\\n)")
+    add("-H", "--header", action="append", default=[], metavar="NAME=VALUE",
+        help="header of every record; without '=' its value is null; may be repeated")  # fmt: skip
+    add("-Z", "--null-empty", action="store_true", help="an empty value becomes null")
+    add("-c", "--count", type=int, metavar="N", help="stop after N records")
+    add("-l", "--lines", action="store_true", help="send files line by line: always so here")
+    add("-z", "--compression", "--compression-codec", metavar="CODEC",
+        help="none, gzip, snappy, lz4 or zstd")  # fmt: skip
+    add("-w", "--workers", type=int, default=1, metavar="N",
+        help="worker processes (1: the order of the lines is kept per partition; more: each worker "
+        "keeps the order of what it sends)")  # fmt: skip
+    add("--start-method", choices=multiprocessing.get_all_start_methods(),
+        help="how workers are started")  # fmt: skip
+    add("-q", "--quiet", action="store_true", help="no progress on stderr")
+    add("--json", action="store_true", help="print the result as JSON on stdout")
+    parser.set_defaults(run=run)
+
+
+def add_brokers(parser: argparse.ArgumentParser) -> None:
+    """Declare the options that make a configuration; `config_of` reads them."""
+    add = parser.add_argument
+    add("-b", "--bootstrap-server", "--bootstrap-servers", metavar="HOST:PORT,...",
+        dest="bootstrap", help="brokers (or bootstrap.servers by -F or -X)")  # fmt: skip
+    add("-X", "--config", "--command-property", action="append", default=[], metavar="KEY=VALUE",
+        help="any configuration key (docs/CONFIG.md); may be repeated")  # fmt: skip
+    add("-F", "--config-file", "--command-config", metavar="FILE",
+        help="configuration keys from a file, one KEY=VALUE a line")  # fmt: skip
+
+
+def config_of(args: argparse.Namespace) -> Config:
+    """The configuration of -F, -X, -b and -z, later ones win. Raises KafkaError."""
+    given = _properties(args.config_file) if args.config_file else {}
+    for item in args.config:
+        name, equals, value = item.partition("=")
+        if not equals or not name:
+            raise KafkaError(f"--config {item!r}: must be KEY=VALUE")
+        given[name.strip().replace(".", "_")] = value
+    if args.bootstrap:
+        given["bootstrap_servers"] = args.bootstrap
+    if getattr(args, "compression", None):
+        given["compression_type"] = args.compression
+    if not given.get("bootstrap_servers"):
+        raise KafkaError("which brokers? give -b HOST:PORT")
+    return Config.from_user(None, given)
+
+
+def _properties(path: str) -> dict[str, Any]:
+    try:
+        lines = Path(path).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise KafkaError(f"cannot read {path}: {_why(error)}") from error
+    found = {}
+    for number, line in enumerate(lines, 1):
+        text = line.strip()
+        if not text or text.startswith(("#", "!")):
+            continue
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise KafkaError(f"{path}:{number}: must be KEY=VALUE")
+        found[name.strip().replace(".", "_")] = value.strip()
+    return found
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand; returns the exit status."""
+    config = config_of(args)
+    job = _job(args, config)
+    started_s = time.monotonic()
+    tally, stop = Tally(), Stop()
+    with Producer(config.to_wire()) as producer:
+        # Before a line is read: a cluster out of reach, or a topic that is not there, ends it all.
+        partitions = producer.partitions_for(job.topic)
+        if job.partition is not None and job.partition not in partitions:
+            raise KafkaError(
+                f"-p {job.partition}: topic {job.topic!r} has partitions 0 to {len(partitions) - 1}"
+            )
+        with Progress(job.topic, quiet=args.quiet) as progress:
+            dispatcher = Dispatcher(job, tally, progress, stop)
+            try:
+                dispatcher.run(args.files, args.workers, args.start_method, args.count)
+            except KeyboardInterrupt:
+                stop.abandoned = True
+    quiet = args.quiet or bool(dispatcher.unreadable and not tally.lines)
+    status = _report(tally, time.monotonic() - started_s, as_json=args.json, quiet=quiet)
+    if dispatcher.unreadable:
+        print(f"mpproducer: {dispatcher.unreadable}", file=sys.stderr)
+        return 2
+    return 130 if stop.abandoned else status
+
+
+def _job(args: argparse.Namespace, config: Config) -> Job:
     if args.workers < 1:
         raise KafkaError(f"--workers {args.workers}: must be at least 1")
-    if args.key_field and args.key_separator:
-        raise KafkaError("--key-field and --key-separator exclude each other")
-    config = Config.from_user(_pairs(args.config, "--config"), _direct(args))
-    job = Job(
+    if args.count is not None and args.count < 1:
+        raise KafkaError(f"--count {args.count}: must be at least 1")
+    if args.partition is not None and args.partition < -1:
+        raise KafkaError(f"--partition {args.partition}: must not be negative (-1: any)")
+    keys = {"--key": args.key, "--key-delimiter": args.key_delimiter, "--key-field": args.key_field}
+    given = [name for name, value in keys.items() if value is not None]
+    if len(given) > 1:
+        raise KafkaError(f"{' and '.join(given)} exclude each other")
+    return Job(
         config.to_wire(),
         args.topic,
+        None if args.partition == -1 else args.partition,
+        None if args.key is None else args.key.encode(),
+        None if args.key_delimiter is None else _delimiter(args.key_delimiter, "--key-delimiter"),
         args.key_field,
-        args.key_separator.encode() if args.key_separator else None,
-        args.partition,
-        [(name, value.encode()) for name, value in _pairs(args.header, "--header").items()],
+        _delimiter(args.delimiter, "--delimiter"),
+        [_header(item) for item in args.header],
+        args.null_empty,
     )
-    started_s = time.monotonic()
-    with Progress("records", quiet=args.quiet) as progress:
-        tally = _produce(job, args.files, args.workers, args.start_method, progress)
-    return _report(tally, time.monotonic() - started_s, as_json=args.json, quiet=args.quiet)
 
 
-def _direct(args: argparse.Namespace) -> dict[str, Any]:
-    direct: dict[str, Any] = {"bootstrap_servers": args.bootstrap}
-    if args.compression:
-        direct["compression_type"] = args.compression
-    return direct
+def _delimiter(text: str, option: str) -> bytes:
+    r"""The bytes of a delimiter; \n \r \t \0 \\ and \xHH stand for what they do in C."""
+    found = b""
+    at = 0
+    for match in _ESCAPE.finditer(text):
+        code = match[1]
+        found += text[at : match.start()].encode()
+        found += bytes([int(code[1:], 16)]) if code[0] == "x" else _ESCAPED[code].encode()
+        at = match.end()
+    found += text[at:].encode()
+    if not found:
+        raise KafkaError(f"{option}: must not be empty")
+    return found
 
 
-def _pairs(items: list[str], option: str) -> dict[str, str]:
-    pairs: dict[str, str] = {}
-    for item in items:
-        name, equals, value = item.partition("=")
-        if not equals or not name:
-            raise KafkaError(f"{option} {item!r}: must be NAME=VALUE")
-        pairs[name] = value
-    return pairs
+def _header(item: str) -> tuple[str, bytes | None]:
+    name, equals, value = item.partition("=")
+    if not name:
+        raise KafkaError(f"--header {item!r}: must be NAME=VALUE, or NAME for null")
+    return name, value.encode() if equals else None
+
+
+def _why(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _report(tally: Tally, seconds: float, *, as_json: bool, quiet: bool) -> int:
@@ -169,198 +189,10 @@ def _report(tally: Tally, seconds: float, *, as_json: bool, quiet: bool) -> int:
                           "reasons": dict(tally.failed)}))  # fmt: skip
     if not quiet or failed:
         rate = tally.delivered / seconds if seconds else 0.0
-        print(f"{tally.delivered} of {tally.lines} records delivered in {seconds:.2f} s "
+        print(f"{tally.delivered:,} of {tally.lines:,} records delivered in {seconds:.2f} s "
               f"({rate:,.0f}/s)", file=sys.stderr)  # fmt: skip
     for reason, count in sorted(tally.failed.items()):
-        print(f"{count} not delivered: {reason}", file=sys.stderr)
+        example = tally.examples.get(reason)
+        shown = f" ({example})" if example else ""
+        print(f"{count:,} not delivered: {reason}{shown}", file=sys.stderr)
     return 1 if failed else 0
-
-
-# --- the parent: reads, hands out chunks, adds up
-
-
-class _Worker:
-    """A worker process and the pipe to it; never more than two chunks are on the way."""
-
-    def __init__(self, context: BaseContext, job: Job) -> None:
-        self.pipe, child = context.Pipe()
-        self.process: BaseProcess = context.Process(target=work, args=(job, child))  # type: ignore[attr-defined]
-        self.process.start()
-        child.close()
-        self.waiting_chunks = 0
-        self.finished = False
-
-
-def _produce(
-    job: Job, files: list[str], count: int, start_method: str | None, progress: Progress
-) -> Tally:
-    context = multiprocessing.get_context(start_method)
-    workers = [_Worker(context, job) for _ in range(count)]
-    tally = Tally()
-    source = _read(files)
-    try:
-        with _stop_at_interrupt(source):
-            for chunk in source:
-                worker = _free_worker(workers, tally, progress)
-                worker.pipe.send_bytes(chunk)
-                worker.waiting_chunks += 1
-        for worker in workers:
-            with contextlib.suppress(OSError):
-                worker.pipe.send_bytes(b"")
-        while not all(worker.finished for worker in workers):
-            _collect(workers, tally, progress)
-    finally:
-        for worker in workers:
-            if not worker.finished:
-                worker.process.terminate()
-            worker.process.join(timeout=30)
-    return tally
-
-
-def _read(files: list[str]) -> Iterator[bytes]:
-    for path in files:
-        try:
-            with open_input(path) as stream:
-                yield from chunks(stream)
-        except OSError as error:
-            raise KafkaError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-@contextlib.contextmanager
-def _stop_at_interrupt(source: Iterator[bytes]) -> Iterator[None]:
-    """The first Ctrl-C ends the input and what was read is delivered; a second one abandons."""
-
-    def stop(_signal: int, _frame: object) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        raise _Interrupted
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    except _Interrupted:
-        print("interrupted: delivering what was read", file=sys.stderr)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    del source
-
-
-class _Interrupted(Exception):
-    """The user asked for the end of the input."""
-
-
-def _free_worker(workers: list[_Worker], tally: Tally, progress: Progress) -> _Worker:
-    while True:
-        least = min(workers, key=lambda worker: worker.waiting_chunks)
-        if least.waiting_chunks < 2:
-            return least
-        _collect(workers, tally, progress)
-
-
-def _collect(workers: list[_Worker], tally: Tally, progress: Progress) -> None:
-    """Take what workers report; a worker that died took its chunks with it, and is counted."""
-    by_pipe = {worker.pipe: worker for worker in workers if not worker.finished}
-    for pipe in multiprocessing.connection.wait(list(by_pipe), timeout=1.0):
-        worker = by_pipe[pipe]  # type: ignore[index]
-        try:
-            kind, report = worker.pipe.recv()
-        except (EOFError, OSError):
-            raise KafkaError(
-                f"worker process {worker.process.pid} died (exit status "
-                f"{worker.process.exitcode}); what it had sent is delivered, the rest is not"
-            ) from None
-        if kind == "taken":
-            worker.waiting_chunks -= 1
-        elif kind == "end":
-            worker.finished = True
-        elif kind == "error":
-            worker.finished = True
-            raise KafkaError(report)
-        else:
-            tally.add(report)
-            progress.advance(report.delivered)
-
-
-# --- a worker: sends chunks, reports outcomes
-
-
-def work(job: Job, pipe: multiprocessing.connection.Connection) -> None:
-    """Run one worker process: chunks come in, tallies go out."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides about Ctrl-C
-    try:
-        _send_chunks(job, pipe)
-        pipe.send(("end", None))
-    except KafkaError as error:
-        pipe.send(("error", str(error)))
-
-
-def _send_chunks(job: Job, pipe: multiprocessing.connection.Connection) -> None:
-    from mpproducer.producer import Producer
-
-    outstanding: collections.deque[tuple[Any, Tally]] = collections.deque()
-    with Producer(job.config) as producer:
-        while chunk := pipe.recv_bytes():
-            pipe.send(("taken", None))
-            tally = Tally()
-            values, keys = parse(job, chunk, tally)
-            future = producer.send_many(
-                job.topic,
-                values,
-                keys=keys,
-                headers=[job.headers] * len(values) if job.headers else None,
-                partition=job.partition,
-            )
-            outstanding.append((future, tally))
-            while outstanding and (len(outstanding) > OUTSTANDING_CHUNKS
-                                   or outstanding[0][0].done()):  # fmt: skip
-                pipe.send(("tally", _settle(*outstanding.popleft())))
-        producer.flush()
-        while outstanding:
-            pipe.send(("tally", _settle(*outstanding.popleft())))
-
-
-def _settle(future: Any, tally: Tally) -> Tally:
-    failed = future.failed
-    tally.delivered = len(future) - len(failed)
-    for _index, error in failed:
-        tally.failed[f"{type(error).__name__}: {error}"] += 1
-    return tally
-
-
-def parse(job: Job, chunk: bytes, tally: Tally) -> tuple[list[bytes], list[bytes | None] | None]:
-    """Return the values and keys of a chunk's lines; lines without their key are tallied."""
-    lines = split_lines(chunk)
-    tally.lines = len(lines)
-    tally.bytes = sum(map(len, lines))
-    if job.key_field is None and job.key_separator is None:
-        return lines, None
-    values: list[bytes] = []
-    keys: list[bytes | None] = []
-    for line in lines:
-        try:
-            key, value = _key_of(job, line)
-        except ValueError as error:
-            tally.failed[f"bad line: {error}"] += 1
-            continue
-        keys.append(key)
-        values.append(value)
-    return values, keys
-
-
-def _key_of(job: Job, line: bytes) -> tuple[bytes | None, bytes]:
-    if job.key_separator is not None:
-        key, found, value = line.partition(job.key_separator)
-        if not found:
-            raise ValueError("no key separator")
-        return key, value
-    try:
-        fields = json.loads(line)
-    except ValueError:
-        raise ValueError("not JSON") from None
-    if not isinstance(fields, dict) or job.key_field not in fields:
-        raise ValueError(f"no field {job.key_field!r}")
-    field_value = fields[job.key_field]
-    if field_value is None:
-        return None, line
-    if isinstance(field_value, str):
-        return field_value.encode(), line
-    return json.dumps(field_value, separators=(",", ":")).encode(), line

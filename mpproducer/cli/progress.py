@@ -11,39 +11,38 @@ PLAIN_INTERVAL_S = 2.0
 
 
 class Progress:
-    """Counts things as they are done. Use as a context manager; one thread."""
+    """Counts records as they are done. Use as a context manager; one thread.
 
-    def __init__(self, what: str, *, total: int | None = None, quiet: bool = False) -> None:
-        self.what = what
+    `label` heads the line; without a `total` there is no bar, only the count and the rate. The
+    rate is counted from the first `advance`: what came before it was starting, not working.
+    """
+
+    def __init__(self, label: str, *, total: int | None = None, quiet: bool = False) -> None:
+        self.label = label
         self.total = total
         self.done = 0
         self._quiet = quiet
         self._bar: Any = None
         self._task: Any = None
-        self._started_s = time.monotonic()
-        self._printed_s = self._started_s
+        self._first: tuple[float, int] | None = None
+        self._printed_s = time.monotonic()
 
     def __enter__(self) -> Progress:
         if not self._quiet and sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                SpinnerColumn,
-                TextColumn,
-                TimeElapsedColumn,
-            )
+            from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
             from rich.progress import Progress as Bar
 
+            bar = [BarColumn()] if self.total else []
             self._bar = Bar(
-                SpinnerColumn(),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
+                SpinnerColumn(finished_text=" "),
+                TextColumn("{task.description}"),
+                *bar,
+                TextColumn("{task.fields[count]}"),
                 TimeElapsedColumn(),
                 console=Console(stderr=True),
             )
-            self._task = self._bar.add_task(self.what, total=self.total, rate="")
+            self._task = self._bar.add_task(self.label, total=self.total, count="starting")
             self._bar.start()
         return self
 
@@ -58,12 +57,19 @@ class Progress:
 
     def advance(self, count: int) -> None:
         """Count `count` more."""
-        self.done += count
         now_s = time.monotonic()
-        rate = f"{self.done / max(1e-9, now_s - self._started_s):,.0f} {self.what}/s"
+        self.done += count
+        if self._first is None:
+            self._first = (now_s, self.done)
         if self._bar is not None:
-            self._bar.update(self._task, advance=count, rate=rate)
+            self._bar.update(self._task, advance=count, count=self._count(now_s))
         elif not self._quiet and now_s - self._printed_s >= PLAIN_INTERVAL_S:
             self._printed_s = now_s
-            of = f" of {self.total}" if self.total else ""
-            print(f"{self.done}{of} {self.what}, {rate}", file=sys.stderr)
+            print(f"{self.label}: {self._count(now_s)}", file=sys.stderr)
+
+    def _count(self, now_s: float) -> str:
+        of = f" of {self.total:,}" if self.total else ""
+        since_s, before = self._first or (now_s, self.done)
+        seconds = now_s - since_s
+        rate = f", {(self.done - before) / seconds:,.0f}/s" if seconds > 0.1 else ""
+        return f"{self.done:,}{of} records{rate}"
