@@ -124,7 +124,7 @@ class _Worker:
         self.process: BaseProcess = context.Process(target=work, args=(job, child))  # type: ignore[attr-defined]
         self.process.start()
         child.close()
-        self.waiting_chunks = 0
+        self.waiting: collections.deque[Chunk] = collections.deque()  # handed over, not taken
         self.lines_out = 0  # handed over and not accounted for
 
     def end(self) -> str:
@@ -153,6 +153,7 @@ class Dispatcher:
         self._stop = stop
         self._workers: list[_Worker] = []
         self._left: int | None = None
+        self._abandoned = False
         self.unreadable = ""
 
     def run(
@@ -174,6 +175,7 @@ class Dispatcher:
                     print("interrupted: delivering what was read", file=sys.stderr)
                 self._finish()
         finally:
+            self._abandoned = True
             for worker in self._workers:
                 worker.process.terminate()
                 self._account(worker, "abandoned")
@@ -225,21 +227,23 @@ class Dispatcher:
     def _give(self, chunk: Chunk) -> None:
         """Hand the chunk to the worker with the least to do."""
         while self._workers:
-            worker = min(self._workers, key=lambda each: (each.waiting_chunks, each.lines_out))
-            if worker.waiting_chunks >= WAITING_CHUNKS:
+            worker = min(self._workers, key=lambda each: (len(each.waiting), each.lines_out))
+            if len(worker.waiting) >= WAITING_CHUNKS:
                 self._collect(1.0)
                 continue
-            worker.waiting_chunks += 1
+            worker.waiting.append(chunk)
             worker.lines_out += chunk.lines
             try:
                 worker.pipe.send(chunk)
             except OSError:
-                self._collect(0)  # finds the worker dead, and accounts for the chunk
+                self._collect(0)  # finds the worker dead, and gives the chunk to another
             return
         self._tally.lines += chunk.lines
         self._tally.fail(chunk.lines, "no worker process is left")
 
     def _finish(self) -> None:
+        while any(worker.waiting for worker in self._workers):
+            self._collect(1.0)
         for worker in self._workers:
             with contextlib.suppress(OSError):
                 worker.pipe.send(None)
@@ -257,7 +261,7 @@ class Dispatcher:
                 self._account(worker, "")
                 continue
             if kind == "taken":
-                worker.waiting_chunks -= 1
+                worker.waiting.popleft()
             elif kind == "tally":
                 worker.lines_out -= report.lines
                 self._tally.add(report)
@@ -266,13 +270,18 @@ class Dispatcher:
                 self._account(worker, report)
 
     def _account(self, worker: _Worker, why: str) -> None:
-        """A worker is no more: what it has not reported is not known to be delivered."""
+        """A worker is no more. What it took and has not reported is not known to be delivered; of
+        what it did not take it has sent nothing, so another worker may."""
         self._workers = [other for other in self._workers if other is not worker]
         how = worker.end()
         if not why and worker.process.exitcode:
             print(f"a worker process {how}; {len(self._workers)} go on", file=sys.stderr)
-        self._tally.lines += worker.lines_out
-        self._tally.fail(worker.lines_out, why or f"outcome unknown: a worker process {how}")
+        untaken = [] if self._abandoned else list(worker.waiting)
+        taken = worker.lines_out - sum(chunk.lines for chunk in untaken)
+        self._tally.lines += taken
+        self._tally.fail(taken, why or f"outcome unknown: a worker process {how}")
+        for chunk in untaken:
+            self._give(chunk)
 
 
 # --- a worker: sends chunks, reports outcomes
