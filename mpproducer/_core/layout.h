@@ -33,8 +33,8 @@
  *  ctl.topic_*     sender                          worker, futex   release/acquire  topic_version
  *
  * Rules that keep it sound:
- *  R1  seal an empty batch only when its owner is dead (else claimer and sealer can chase each
- *      other for ever).
+ *  R1  the sender seals an empty batch only when its owner is dead, a worker only after the word
+ *      stood still for a while (else claimer and sealer can chase each other for ever).
  *  R2  memory that a not provably finished writer may touch is not reused: a sealed batch whose
  *      word still shows an owner waits (quarantine) for T6 or for that owner's pidfd. Never time.
  *  R3  n and bytes are read once at the seal and kept privately; the walk recomputes the rest.

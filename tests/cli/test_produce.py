@@ -45,8 +45,8 @@ def to(broker: Broker, *more: str) -> list[str]:
 @pytest.mark.parametrize("name", ["w.txt", "w.txt.gz", "w.txt.zst", "-"])
 def test_every_line_of_the_input_is_a_record(name: str, broker: Broker, tmp_path: Path) -> None:
     data = b"\n".join(WORDS) + b"\n"
-    packed = {".gz": gzip.compress, ".zst": zstandard.compress}.get(Path(name).suffix, bytes)(data)
-    path = name if name == "-" else write(tmp_path, name, packed)
+    packed = {".gz": gzip.compress(data), ".zst": zstandard.compress(data)}
+    path = name if name == "-" else write(tmp_path, name, packed.get(Path(name).suffix, data))
     done = mpproducer(*to(broker, path), stdin=data)
     assert done.returncode == 0, done.stderr
     assert values(broker) == WORDS
