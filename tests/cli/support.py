@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 COMMAND = [sys.executable, "-c", "import sys; from mpproducer.cli import main; sys.exit(main())"]
-TIMEOUT_S = 60.0
+TIMEOUT_S = 100.0
 
 
 def mpproducer(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import collections
+import fcntl
 import gzip
 import json
 import os
 import shutil
 import signal
 import subprocess
+import termios
 import time
 from pathlib import Path
 from typing import Any
@@ -118,12 +120,12 @@ def test_count_ends_an_input_that_does_not_end(start: Start, broker: Broker) -> 
 
 def test_many_workers_send_every_line_once_and_a_key_stays_together(broker: Broker) -> None:
     broker.create_topic("t", 6)
-    rows = [b'{"user":"u%d","n":%d}' % (n % 50, n) for n in range(60_000)]
+    rows = [b'{"user":"u%d","n":%d}' % (n % 50, n) for n in range(20_000)]
     options = ("-w", "4", "--key-field", "user", "--json")
     done = mpproducer(*to(broker, *options), stdin=b"\n".join(rows))
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    assert (told["lines"], told["delivered"], told["failed"]) == (60_000, 60_000, 0)
+    assert (told["lines"], told["delivered"], told["failed"]) == (20_000, 20_000, 0)
     assert told["bytes"] == sum(map(len, rows))
     assert collections.Counter(values(broker)) == collections.Counter(rows)
     homes = collections.defaultdict(set)
@@ -257,16 +259,24 @@ def started(start: Start, broker: Broker, *more: str) -> subprocess.Popen[bytes]
     return process
 
 
+def give(process: subprocess.Popen[bytes], data: bytes) -> None:
+    """Write to its stdin, and wait until it has read that."""
+    assert process.stdin is not None
+    process.stdin.write(data)
+    process.stdin.flush()
+    pipe = process.stdin.fileno()
+    assert wait_until(
+        lambda: int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), "little") == 0
+    )
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_ctrl_c_delivers_what_was_read_and_ends_well(
     number: signal.Signals, method: str, start: Start, broker: Broker
 ) -> None:
     process = started(start, broker, "-w", "2", "--start-method", method, "-X", "linger.ms=200")
-    assert process.stdin is not None
-    process.stdin.write(b"second\nunfinish")
-    process.stdin.flush()
-    time.sleep(0.05)  # read, and lingering
+    give(process, b"second\nunfinish")
     if number is signal.SIGINT:
         os.killpg(process.pid, number)  # as a terminal does: the workers get it too
     else:
@@ -309,18 +319,19 @@ def test_a_killed_worker_is_told_and_the_others_go_on(start: Start, broker: Brok
     workers = psutil.Process(process.pid).children()
     assert len(workers) == 2
     time.sleep(0.5)  # the first line is reported
-    broker.on("Produce", times=100).delay(1.0)
-    assert process.stdin is not None
-    for number in range(2):  # one chunk for each worker
-        process.stdin.write(b"line %d\n" % number)
-        process.stdin.flush()
-        time.sleep(0.2)
+    broker.on("Produce", times=100).delay(3.0)
+    for number in range(2):  # a chunk for each worker
+        give(process, b"line %d\n" % number)
+    time.sleep(0.5)  # taken, and sent; the broker has not answered
     workers[0].kill()
     output, errors = process.communicate(b"last\n", timeout=TIMEOUT_S)
     told = json.loads(output)
     assert process.returncode == 1, errors
     assert told["lines"] == 4
-    assert told["reasons"] == {"outcome unknown: a worker process was killed by SIGKILL": 1}
+    ((reason, count),) = told["reasons"].items()
+    assert reason == "outcome unknown: a worker process was killed by SIGKILL"
+    assert count >= 1
+    assert told["delivered"] == 4 - count
     assert b"a worker process was killed by SIGKILL; 1 go on" in errors
     # What the killed one had sent is in shared memory, and is sent all the same.
     assert wait_until(lambda: len(values(broker)) == 4)

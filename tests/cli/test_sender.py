@@ -78,14 +78,14 @@ def test_stop_delivers_what_the_sender_holds_and_waits_for_its_end(
 def test_stop_says_when_a_sender_is_not_done_in_time(broker: Broker, runtime_dir: Path) -> None:
     with Producer(bootstrap_servers=broker.bootstrap_servers) as producer:
         producer.partitions_for("t")
-        broker.on("Produce").delay(1.5)
-        future = producer.send("t", b"slow")
+        broker.on("Produce").drop_reply()
+        producer.send("t", b"no answer")
         assert wait_until(lambda: broker.requests["Produce"] == 1)
         done = mpproducer("sender", "stop", "--timeout", "0.1")
         assert done.returncode == 1
         assert "still delivering what it holds" in done.stdout
-        assert future.result(10).offset == 0
-        assert wait_until(lambda: not senders(runtime_dir))
+        (sender,) = senders(runtime_dir)
+        sender.kill()  # it would wait for the answer that never comes
 
 
 def only_sender(folder: Path) -> psutil.Process:
