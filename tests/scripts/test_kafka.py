@@ -108,7 +108,7 @@ def test_one_broker_serves_when_start_says_so_and_stop_removes_everything(cluste
     stopped = kafka("stop")
     assert (stopped.returncode, stopped.stdout) == (0, "cluster 'default' is stopped\n")
     assert kafka_probe.ask(host, int(port)) is None
-    assert not processes(clusters)
+    assert wait_until(lambda: not processes(clusters), 2.0)  # a moment until they are reaped
     assert list(clusters.iterdir()) == []
     assert kafka("stop").stdout == "cluster 'default' was not running\n"
     status = kafka("status")
@@ -148,7 +148,7 @@ def test_a_broker_that_dies_is_told_with_the_end_of_its_log(clusters: Path) -> N
     assert "log.retention.bytes" in done.stderr
     assert "plenty" in done.stderr
     assert time.monotonic() - started_s < 60  # not the deadline: it died
-    assert not processes(clusters)
+    assert wait_until(lambda: not processes(clusters), 2.0)
     assert list(clusters.iterdir()) == []
 
 
@@ -165,7 +165,7 @@ def test_a_cluster_ends_with_its_owner_however_that_ends(clusters: Path) -> None
     with subprocess.Popen(["sleep", "600"]) as owner:
         done = kafka("start", "--owner-pid", str(owner.pid))
         assert done.returncode == 0, done.stderr
-        assert len(processes(clusters)) == 2
+        assert len(processes(clusters)) >= 2  # supervisor and broker
         owner.kill()
     assert wait_until(lambda: not processes(clusters), 10.0)
     assert kafka("status").returncode == 1
