@@ -63,7 +63,7 @@ class Progress:
             self._first = (now_s, self.done)
         if self._bar is not None:
             self._bar.update(self._task, advance=count, count=self._count(now_s))
-        elif not self._quiet and now_s - self._printed_s >= PLAIN_INTERVAL_S:
+        elif self.done and not self._quiet and now_s - self._printed_s >= PLAIN_INTERVAL_S:
             self._printed_s = now_s
             print(f"{self.label}: {self._count(now_s)}", file=sys.stderr)
 
