@@ -18,6 +18,7 @@ from mpproducer.testing import Broker
 tomllib = pytest.importorskip("tomllib", reason="tomllib comes with Python 3.11")
 
 ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "bench" / "results" / "latest.json"
 README = (ROOT / "README.md").read_text()
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -69,6 +70,8 @@ def test_the_programs_run(number: int, broker: Broker, tmp_path: Path) -> None:
 def test_links_lead_somewhere() -> None:
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if target.startswith("pictures/") and not RESULTS.exists():
+                continue  # drawn from the results of the first run of the benchmark
             assert target.startswith("http") or (page.parent / target).exists(), (page, target)
 
 
