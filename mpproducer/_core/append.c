@@ -14,6 +14,8 @@
 #define PAUSES 64
 /* A batch whose rest could not take such a small record is full. */
 #define FULL_SLACK 1024u
+/* A run ends when it has written that much: a few microseconds of ownership, far below STEAL_NS. */
+#define RUN_BYTES (32u * 1024u)
 
 static inline uint32_t varint_size(uint64_t zigzag) {
     return zigzag == 0 ? 1u : (uint32_t)(70 - __builtin_clzll(zigzag)) / 7u;
@@ -23,13 +25,24 @@ static inline uint64_t zigzag(int64_t value) {
     return (uint64_t)value << 1 ^ (uint64_t)(value >> 63);
 }
 
-static inline uint8_t *put_varint(uint8_t *at, uint64_t value) {
+static uint8_t *put_long_varint(uint8_t *at, uint64_t value) {
     while (value >= 0x80) {
         *at++ = (uint8_t)(value | 0x80);
         value >>= 7;
     }
     *at++ = (uint8_t)value;
     return at;
+}
+
+static inline uint8_t *put_varint(uint8_t *at, uint64_t value) {
+    if (__builtin_expect(value >= 0x4000, 0)) return put_long_varint(at, value);
+    if (value < 0x80) {
+        *at = (uint8_t)value;
+        return at + 1;
+    }
+    at[0] = (uint8_t)(value | 0x80);
+    at[1] = (uint8_t)(value >> 7);
+    return at + 2;
 }
 
 /* Where the next byte of a chain goes. Crossing a slot's end follows `next`. */
@@ -73,25 +86,39 @@ static inline uint32_t body_size(const struct mp_record *record, uint64_t delta,
            (record->headers ? record->headers_bytes : 1u);
 }
 
-static void encode(const struct mp_region *region, uint32_t slot, uint32_t used,
-                   const struct mp_record *record, uint64_t delta, uint32_t index, uint32_t body,
-                   uint32_t total) {
-    static const uint8_t no_headers = 0;
-    const uint8_t *headers = record->headers ? record->headers : &no_headers;
-    const uint32_t headers_bytes = record->headers ? record->headers_bytes : 1u;
-    if (total <= MP_SLOT_BYTES - used) {
-        uint8_t *at = put_varint(mp_payload(region, slot) + used, zigzag(body));
+/* Writes the record where a slot has room for its bound, and returns its size. The length comes
+ * first and is known last: its own size is guessed, and a wrong guess is one byte short. */
+static inline uint32_t encode_flat(uint8_t *start, const struct mp_record *record, uint64_t delta,
+                                   uint32_t index) {
+    const uint32_t least = 5u + (record->key_bytes > 0 ? (uint32_t)record->key_bytes : 0u) +
+                           (record->value_bytes > 0 ? (uint32_t)record->value_bytes : 0u) +
+                           (record->headers ? record->headers_bytes : 1u);
+    uint32_t length_size = least < 64 ? 1 : least < 8192 ? 2 : 3;
+    uint8_t *at = start + length_size;
+    *at++ = 0;
+    at = put_varint(at, delta);
+    at = put_varint(at, (uint64_t)index << 1);
+    at = put_field(at, record->key, record->key_bytes);
+    at = put_field(at, record->value, record->value_bytes);
+    if (record->headers) {
+        memcpy(at, record->headers, record->headers_bytes);
+        at += record->headers_bytes;
+    } else {
         *at++ = 0;
-        at = put_varint(at, delta);
-        at = put_varint(at, (uint64_t)index << 1);
-        at = put_field(at, record->key, record->key_bytes);
-        at = put_field(at, record->value, record->value_bytes);
-        if (record->headers)
-            memcpy(at, headers, headers_bytes);
-        else
-            *at = no_headers;
-        return;
     }
+    const uint32_t body = (uint32_t)(at - start) - length_size;
+    if (__builtin_expect(length_size < varint_size(zigzag(body)), 0)) {
+        memmove(start + length_size + 1, start + length_size, body);
+        length_size++;
+    }
+    put_varint(start, zigzag(body));
+    return length_size + body;
+}
+
+/* Writes the record where it may cross from slot to slot. */
+static void encode(const struct mp_region *region, uint32_t slot, uint32_t used,
+                   const struct mp_record *record, uint64_t delta, uint32_t index, uint32_t body) {
+    static const uint8_t no_headers = 0;
     uint8_t head[48];
     struct cursor out = {region, slot, used};
     uint8_t *at = put_varint(head, zigzag(body));
@@ -104,7 +131,10 @@ static void encode(const struct mp_region *region, uint32_t slot, uint32_t used,
     at = put_varint(head, zigzag(record->value_bytes));
     put_bytes(&out, head, (size_t)(at - head));
     if (record->value_bytes > 0) put_bytes(&out, record->value, (size_t)record->value_bytes);
-    put_bytes(&out, headers, headers_bytes);
+    if (record->headers)
+        put_bytes(&out, record->headers, record->headers_bytes);
+    else
+        put_bytes(&out, &no_headers, 1);
 }
 
 static uint32_t take_slot(struct mp_writer *writer, int extension) {
@@ -229,14 +259,85 @@ static void wait_for_owner(struct mp_writer *writer, struct mp_slot *header, uin
 
 enum turn { TURN_DONE, TURN_RETRY, TURN_OPEN, TURN_NO_MEMORY };
 
-/* Appends to the batch that open[partition] shows, if it still takes records. */
+/* Records being written behind the committed end of a batch that we own. */
+struct run {
+    uint64_t batch_id;
+    uint32_t slot, index;  /* head of the batch, index of the next record in it */
+    uint32_t end, last;    /* bytes of the batch, and of its last record */
+    uint32_t tail, have;   /* last slot of the chain, and slots in it */
+    uint32_t first, more;  /* those that the run added */
+};
+
+/* A record that may need more slots. Returns its size, or 0: there is no memory. */
+static uint32_t write_across(struct mp_writer *writer, struct run *run,
+                             const struct mp_record *record, uint64_t delta) {
+    struct mp_region *region = &writer->region;
+    const uint32_t body = body_size(record, delta, run->index);
+    const uint32_t total = varint_size(zigzag(body)) + body;
+    const uint32_t more = mp_slots_for(run->end + total) - run->have;
+    const uint32_t tail = run->tail, used = run->end - (run->have - 1) * MP_SLOT_BYTES;
+    if (more > 0) {
+        uint32_t first = MP_NONE;
+        /* Nobody barges past writers that wait: only granted slots may still be used. */
+        const uint32_t new_tail =
+            writer->stash == MP_NONE && mp_anyone_waits(region)
+                ? MP_NONE
+                : extend(writer, run->slot, tail, run->batch_id, run->have - 1, more, &first);
+        if (new_tail == MP_NONE) return 0;
+        if (run->more == 0) run->first = first;
+        run->more += more;
+        run->have += more;
+        run->tail = new_tail;
+    }
+    MP_STEP(11);
+    encode(region, tail, used, record, delta, run->index, body);
+    return total;
+}
+
+/* Writes as many of the records as fit, and returns how many: 0 when there is no memory. */
+static inline uint32_t write_run(struct mp_writer *writer, struct run *run,
+                                 const struct mp_record *const *records, uint32_t count) {
+    struct mp_region *region = &writer->region;
+    struct mp_slot *header = &region->slot[run->slot];
+    const int64_t base = atomic_load_explicit(&header->base_timestamp, RELAXED);
+    int64_t newest = atomic_load_explicit(&header->max_timestamp, RELAXED);
+    const uint32_t batch_size = region->ctl->batch_size, stop = run->end + RUN_BYTES;
+    uint32_t done = 0;
+    do {
+        const struct mp_record *record = records[done];
+        const uint32_t bound = (uint32_t)mp_record_bound(record);
+        if (done > 0 && run->end + bound > batch_size) break;
+        const uint64_t delta = zigzag(record->timestamp_ms - base);
+        const uint32_t used = run->end - (run->have - 1) * MP_SLOT_BYTES;
+        uint32_t total;
+        if (bound <= MP_SLOT_BYTES - used) {
+            MP_STEP(11);
+            total = encode_flat(mp_payload(region, run->tail) + used, record, delta, run->index);
+        } else {
+            total = write_across(writer, run, record, delta);
+            if (total == 0) break;
+        }
+        MP_STEP(12);
+        if (record->timestamp_ms > newest) newest = record->timestamp_ms;
+        run->end += total;
+        run->last = total;
+        run->index++;
+        done++;
+    } while (done < count && run->end < stop && run->index < MP_MAX_RECORDS);
+    if (done > 0) atomic_store_explicit(&header->max_timestamp, newest, RELAXED);
+    return done;
+}
+
+/* Appends to the batch that open[partition] shows, if it still takes records: as many as fit, all
+ * committed by one CAS, so that they are in the batch together or not at all. */
 static enum turn append_open(struct mp_writer *writer, uint32_t partition, uint64_t open,
-                             const struct mp_record *record, uint32_t bound,
+                             const struct mp_record *const *records, uint32_t count,
                              struct mp_place *place) {
     struct mp_region *region = &writer->region;
     const uint32_t slot = mp_open_slot(open);
     const uint64_t id = mp_batch_id(partition, mp_open_seq(open));
     const uint32_t batch_size = region->ctl->batch_size;
+    const uint32_t bound = (uint32_t)mp_record_bound(records[0]);
     struct mp_slot *header = &region->slot[slot];
     uint64_t word = atomic_load_explicit(&header->word, ACQUIRE);
     if (!(word & MP_LIVE) || word & MP_SEAL) return TURN_OPEN;
@@ -271,49 +372,39 @@ static enum turn append_open(struct mp_writer *writer, uint32_t partition, uint6
         return TURN_OPEN;
     }
     if (index == 0)
-        atomic_store_explicit(&header->base_timestamp, record->timestamp_ms, RELAXED);
-    const uint64_t delta =
-        zigzag(record->timestamp_ms - atomic_load_explicit(&header->base_timestamp, RELAXED));
-    const uint32_t body = body_size(record, delta, index);
-    const uint32_t total = varint_size(zigzag(body)) + body;
-    const uint32_t have = mp_slots_for(bytes);
-    const uint32_t more = mp_slots_for(bytes + total) - have;
-    const uint32_t tail = have == 1 ? slot : atomic_load_explicit(&header->tail, RELAXED);
-    uint32_t new_tail = tail, first = MP_NONE;
-    if (more > 0) {
-        /* Nobody barges past writers that wait: only granted slots may still be used. */
-        new_tail = writer->stash == MP_NONE && mp_anyone_waits(region)
-                       ? MP_NONE
-                       : extend(writer, slot, tail, id, have - 1, more, &first);
-        if (new_tail == MP_NONE) {
-            /* No memory: leave, and let the batch go so that memory comes back. */
-            const uint64_t sealed = word | MP_SEAL;
-            MP_STEP(10);
-            if (atomic_compare_exchange_strong_explicit(&header->word, &expected, sealed, RELEASE,
-                                                        RELAXED))
-                note_sealed(place, slot, word);
-            else
-                acknowledge(region, slot);
-            return TURN_NO_MEMORY;
-        }
+        atomic_store_explicit(&header->base_timestamp, records[0]->timestamp_ms, RELAXED);
+    struct run run = {
+        .batch_id = id,
+        .slot = slot,
+        .index = index,
+        .end = bytes,
+        .tail = bytes <= MP_SLOT_BYTES ? slot : atomic_load_explicit(&header->tail, RELAXED),
+        .have = mp_slots_for(bytes),
+    };
+    const uint32_t done = write_run(writer, &run, records, count);
+    if (done == 0) {
+        /* No memory: leave, and let the batch go so that memory comes back. */
+        const uint64_t sealed = word | MP_SEAL;
+        MP_STEP(10);
+        if (atomic_compare_exchange_strong_explicit(&header->word, &expected, sealed, RELEASE,
+                                                    RELAXED))
+            note_sealed(place, slot, word);
+        else
+            acknowledge(region, slot);
+        return TURN_NO_MEMORY;
     }
-    MP_STEP(11);
-    encode(region, tail, bytes - (have - 1) * MP_SLOT_BYTES, record, delta, index, body, total);
-    MP_STEP(12);
-    if (record->timestamp_ms > atomic_load_explicit(&header->max_timestamp, RELAXED))
-        atomic_store_explicit(&header->max_timestamp, record->timestamp_ms, RELAXED);
-    atomic_store_explicit(&header->tail, new_tail, RELAXED);
+    atomic_store_explicit(&header->tail, run.tail, RELAXED);
     join(region, slot, writer->owner);
     uint64_t committed = MP_LIVE | (word & MP_GEN_MASK) |
-                         (uint64_t)(index + 1) << MP_COUNT_SHIFT | (bytes + total);
-    const int full = is_full(bytes + total, index + 1, total, batch_size);
+                         (uint64_t)run.index << MP_COUNT_SHIFT | run.end;
+    const int full = is_full(run.end, run.index, run.last, batch_size);
     if (full) committed |= MP_SEAL;
     MP_STEP(13);
     if (!atomic_compare_exchange_strong_explicit(&header->word, &expected, committed, RELEASE,
                                                  RELAXED)) {
-        /* Sealed over us: the record is not in the batch, and never will be. */
+        /* Sealed over us: no record of the run is in the batch, and none ever will be. */
         writer->lost_commits++;
-        if (more > 0) unextend(writer, first, more);
+        if (run.more > 0) unextend(writer, run.first, run.more);
         acknowledge(region, slot);
         return TURN_RETRY;
     }
@@ -321,6 +412,7 @@ static enum turn append_open(struct mp_writer *writer, uint32_t partition, uint6
     place->batch_id = id;
     place->slot = slot;
     place->index = index;
+    place->count = done;
     if (full) {
         /* Stopped here, the announcement may come late, but nobody depends on it: the next writer
          * of this partition finds the seal and announces the batch that it opens. */
@@ -369,7 +461,7 @@ static enum turn append_new(struct mp_writer *writer, uint32_t partition, uint64
         }
     }
     atomic_store_explicit(&header->tail, tail, RELAXED);
-    encode(region, slot, 0, record, 0, 0, body, total);
+    encode(region, slot, 0, record, 0, 0, body);
     MP_STEP(15);
     if (!atomic_compare_exchange_strong_explicit(&region->partitions[partition].open, &open,
                                                  mp_open_word(seq, slot), ACQ_REL, RELAXED)) {
@@ -405,13 +497,14 @@ static enum turn append_new(struct mp_writer *writer, uint32_t partition, uint64
     place->batch_id = id;
     place->slot = slot;
     place->index = 0;
+    place->count = 1;
     return TURN_DONE;
 }
 
-enum mp_status mp_append(struct mp_writer *writer, uint32_t partition,
-                         const struct mp_record *record, struct mp_place *place) {
+enum mp_status mp_append_run(struct mp_writer *writer, uint32_t partition,
+                             const struct mp_record *const *records, uint32_t count,
+                             struct mp_place *place) {
     struct mp_region *region = &writer->region;
-    const uint32_t bound = (uint32_t)mp_record_bound(record);
     place->sealed_count = 0;
     place->units = 1;
     for (;;) {
@@ -422,11 +515,11 @@ enum mp_status mp_append(struct mp_writer *writer, uint32_t partition,
         const uint64_t open =
             atomic_load_explicit(&region->partitions[partition].open, ACQUIRE);
         enum turn turn = TURN_OPEN;
-        if (open) turn = append_open(writer, partition, open, record, bound, place);
-        if (turn == TURN_OPEN) turn = append_new(writer, partition, open, record, place);
+        if (open) turn = append_open(writer, partition, open, records, count, place);
+        if (turn == TURN_OPEN) turn = append_new(writer, partition, open, records[0], place);
         if (turn == TURN_RETRY) continue;
         if (turn == TURN_NO_MEMORY) {
-            const uint32_t need = mp_slots_for(bound);
+            const uint32_t need = mp_slots_for((uint32_t)mp_record_bound(records[0]));
             if (need > place->units) place->units = need;
             mp_drop_stash(writer);
             return MP_NO_MEMORY;

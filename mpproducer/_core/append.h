@@ -31,7 +31,8 @@ struct mp_sealed {
 struct mp_place {
     uint64_t batch_id;
     uint32_t slot;
-    uint32_t index;              /* of the record in its batch */
+    uint32_t index;              /* of the first record in its batch */
+    uint32_t count;              /* records appended */
     uint32_t units;              /* after MP_NO_MEMORY */
     uint32_t sealed_count;       /* batches this call sealed: their compression is ours */
     struct mp_sealed sealed[MP_MAX_SEALED];
@@ -57,10 +58,18 @@ static inline uint64_t mp_record_bound(const struct mp_record *record) {
            record->headers_bytes;
 }
 
-enum mp_status mp_append(struct mp_writer *writer, uint32_t partition,
-                         const struct mp_record *record, struct mp_place *place);
+/* Appends the first `place.count` >= 1 of the records to one batch of the partition, side by side:
+ * as many as fit, within a bound on how long the batch is held. The caller comes back for the rest. */
+enum mp_status mp_append_run(struct mp_writer *writer, uint32_t partition,
+                             const struct mp_record *const *records, uint32_t count,
+                             struct mp_place *place);
 
-/* Gives back what mp_append left in the stash, and lets the sender serve the next waiter. */
+static inline enum mp_status mp_append(struct mp_writer *writer, uint32_t partition,
+                                       const struct mp_record *record, struct mp_place *place) {
+    return mp_append_run(writer, partition, &record, 1, place);
+}
+
+/* Gives back what mp_append_run left in the stash, and lets the sender serve the next waiter. */
 void mp_drop_stash(struct mp_writer *writer);
 
 /* Memory waiter: begin, then slices, then end; between them the caller may release the GIL. */

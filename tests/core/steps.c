@@ -31,7 +31,9 @@ enum {
     WORKERS = 3,
     LIVES = WORKERS + 1, /* the victim has a second life */
     PARTITIONS = 3,
-    RECORDS = 1500,
+    RECORDS = 700, /* calls; every third is for several records */
+    MAX_RUN = 12,
+    MAX_VALUE = 20000,
     SLOTS = 20,
     BATCH_BYTES = 24 * 1024,
     STOP_MS = 60,
@@ -43,7 +45,7 @@ enum {
 /* What the processes tell the parent. */
 struct journal {
     _Atomic uint32_t begun[LIVES][PARTITIONS], done[LIVES][PARTITIONS];
-    _Atomic uint32_t hits, steals, lost, waits, compressed;
+    _Atomic uint32_t hits, steals, lost, waits, compressed, runs;
 };
 
 struct key {
@@ -100,10 +102,12 @@ static void compress_sealed(struct mp_writer *writer, const struct mp_place *pla
     }
 }
 
-static void append_one(struct mp_writer *writer, uint32_t partition, const struct mp_record *record) {
+/* Appends some of the records, at least one. */
+static uint32_t append(struct mp_writer *writer, uint32_t partition,
+                       const struct mp_record *const *records, uint32_t count) {
     struct mp_place place;
     for (;;) {
-        const enum mp_status status = mp_append(writer, partition, record, &place);
+        const enum mp_status status = mp_append_run(writer, partition, records, count, &place);
         if (status == MP_DONE) break;
         if (status == MP_CLOSED) exit(9);
         atomic_fetch_add(&journal->waits, 1);
@@ -112,30 +116,48 @@ static void append_one(struct mp_writer *writer, uint32_t partition, const struc
             mp_wait_slice(writer, 5000000);
         mp_wait_end(writer); /* now and then the wait is given up at once, granted or not */
     }
+    if (place.count == 0 || place.count > count) die("a run of another length");
+    if (place.count > 1) atomic_fetch_add(&journal->runs, 1);
     compress_sealed(writer, &place);
+    return place.count;
+}
+
+/* A run of records that say who they are, in one partition; most are alone. */
+static void append_some(struct mp_writer *writer, int life, uint32_t number) {
+    static uint8_t values[MAX_RUN][MAX_VALUE];
+    static struct key keys[MAX_RUN];
+    struct mp_record records[MAX_RUN];
+    const struct mp_record *run[MAX_RUN];
+    const uint32_t partition = random_below(PARTITIONS);
+    const uint32_t count = random_below(3) ? 1 : 1 + random_below(MAX_RUN);
+    for (uint32_t i = 0; i < count; i++) {
+        keys[i] = (struct key){(uint32_t)life, partition, 0, 0};
+        keys[i].bytes = random_below(10) ? random_below(600) : random_below(MAX_VALUE);
+        keys[i].number = atomic_fetch_add(&journal->begun[life][partition], 1);
+        for (uint32_t at = 0; at < keys[i].bytes; at++) values[i][at] = fill(&keys[i], at);
+        records[i] = (struct mp_record){.key = (const uint8_t *)&keys[i],
+                                        .key_bytes = sizeof keys[i],
+                                        .value = values[i],
+                                        .value_bytes = (int32_t)keys[i].bytes,
+                                        .timestamp_ms = 1000 + number};
+        run[i] = &records[i];
+    }
+    for (uint32_t done = 0; done < count;) {
+        const uint32_t more = append(writer, partition, run + done, count - done);
+        atomic_fetch_add(&journal->done[life][partition], more);
+        done += more;
+    }
 }
 
 static void work(int life, int ctl_fd, int pool_fd, int wake_fd, uint64_t seed) {
-    static uint8_t value[20000];
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     struct mp_writer writer = {.owner = (uint32_t)life + 1, .stash = MP_NONE, .wake_fd = wake_fd};
     if (mp_region_map(&writer.region, ctl_fd, pool_fd, SLOTS, PARTITIONS, 1, 0)) _exit(8);
     noise = seed * 977 + (uint64_t)life * 7919 + 1;
     is_worker = 1;
     is_victim = life == 0;
-    for (int i = 0; i < RECORDS; i++) {
-        struct key key = {(uint32_t)life, random_below(PARTITIONS), 0, 0};
-        key.bytes = random_below(10) ? random_below(600) : random_below(sizeof value);
-        key.number = atomic_load(&journal->begun[life][key.partition]);
-        for (uint32_t at = 0; at < key.bytes; at++) value[at] = fill(&key, at);
-        const struct mp_record record = {.key = (const uint8_t *)&key,
-                                         .key_bytes = sizeof key,
-                                         .value = value,
-                                         .value_bytes = (int32_t)key.bytes,
-                                         .timestamp_ms = 1000 + i};
-        atomic_fetch_add(&journal->begun[life][key.partition], 1);
-        append_one(&writer, key.partition, &record);
-        atomic_fetch_add(&journal->done[life][key.partition], 1);
+    for (uint32_t i = 0; i < RECORDS; i++) {
+        append_some(&writer, life, i);
         if (random_below(30) == 0) usleep(random_below(800));
     }
     mp_drop_stash(&writer);
@@ -386,9 +408,10 @@ int main(int argc, char **argv) {
     }
     check_end();
     printf("{\"hits\": %u, \"sent\": %u, \"empty\": %u, \"reaped\": %u, \"steals\": %u, "
-           "\"lost\": %u, \"waits\": %u, \"compressed\": %u, \"others_moved\": %u}\n",
+           "\"lost\": %u, \"waits\": %u, \"compressed\": %u, \"runs\": %u, "
+           "\"others_moved\": %u}\n",
            journal->hits, sent, empty, reaped, journal->steals, journal->lost, journal->waits,
-           journal->compressed, others_moved);
+           journal->compressed, journal->runs, others_moved);
     mp_sender_close(&sender);
     return 0;
 }

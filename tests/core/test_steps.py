@@ -48,15 +48,25 @@ MUTANTS = {
     ),
     "lost_commit_counts_as_appended": (
         "append.c",
-        "if (more > 0) unextend(writer, first, more);\n"
+        "if (run.more > 0) unextend(writer, run.first, run.more);\n"
         "        acknowledge(region, slot);\n"
         "        return TURN_RETRY;\n"
         "    }\n"
         "    MP_STEP(14);",
-        "if (more > 0) unextend(writer, first, more);\n"
+        "if (run.more > 0) unextend(writer, run.first, run.more);\n"
         "        acknowledge(region, slot);\n"
         "    }\n"
         "    MP_STEP(14);",
+    ),
+    "only_the_last_extension_of_a_lost_run_is_given_back": (
+        "append.c",
+        "if (run.more > 0) unextend(writer, run.first, run.more);",
+        "if (run.more > 0) unextend(writer, run.first, 1);",
+    ),
+    "a_run_counts_as_one_record": (
+        "append.c",
+        "(uint64_t)run.index << MP_COUNT_SHIFT | run.end;",
+        "(uint64_t)(index + 1) << MP_COUNT_SHIFT | run.end;",
     ),
     "released_chains_keep_their_tail": (
         "pool.c",
@@ -140,7 +150,7 @@ def test_the_runs_reach_what_they_are_for(steps: Path, seed: int) -> None:
     for attempt in range(10):
         for name, count in run(steps, "none", 0, 1, seed + attempt).items():
             total[name] = total.get(name, 0) + count
-    for name in ("steals", "lost", "waits", "compressed"):
+    for name in ("steals", "lost", "waits", "compressed", "runs"):
         assert total[name] > 0, total
 
 
