@@ -86,33 +86,31 @@ static inline uint32_t body_size(const struct mp_record *record, uint64_t delta,
            (record->headers ? record->headers_bytes : 1u);
 }
 
-/* Writes the record where a slot has room for its bound, and returns its size. The length comes
- * first and is known last: its own size is guessed, and a wrong guess is one byte short. */
-static inline uint32_t encode_flat(uint8_t *start, const struct mp_record *record, uint64_t delta,
-                                   uint32_t index) {
-    const uint32_t least = 5u + (record->key_bytes > 0 ? (uint32_t)record->key_bytes : 0u) +
-                           (record->value_bytes > 0 ? (uint32_t)record->value_bytes : 0u) +
-                           (record->headers ? record->headers_bytes : 1u);
-    uint32_t length_size = least < 64 ? 1 : least < 8192 ? 2 : 3;
-    uint8_t *at = start + length_size;
+/* Writes the record where a slot has room for its bound, and returns its end. The length comes first
+ * and is known last: the size of the length is guessed from `least`, and a wrong guess is one byte
+ * short. */
+static inline uint8_t *encode_flat(uint8_t *start, const struct mp_record record, uint32_t least,
+                                   uint64_t delta, uint32_t index) {
+    const uint32_t guess = least < 64 ? 1 : least < 8192 ? 2 : 3;
+    uint8_t *body = start + guess, *at = body;
     *at++ = 0;
     at = put_varint(at, delta);
     at = put_varint(at, (uint64_t)index << 1);
-    at = put_field(at, record->key, record->key_bytes);
-    at = put_field(at, record->value, record->value_bytes);
-    if (record->headers) {
-        memcpy(at, record->headers, record->headers_bytes);
-        at += record->headers_bytes;
+    at = put_field(at, record.key, record.key_bytes);
+    at = put_field(at, record.value, record.value_bytes);
+    if (record.headers) {
+        memcpy(at, record.headers, record.headers_bytes);
+        at += record.headers_bytes;
     } else {
         *at++ = 0;
     }
-    const uint32_t body = (uint32_t)(at - start) - length_size;
-    if (__builtin_expect(length_size < varint_size(zigzag(body)), 0)) {
-        memmove(start + length_size + 1, start + length_size, body);
-        length_size++;
+    const uint32_t bytes = (uint32_t)(at - body);
+    if (__builtin_expect((bytes < 64 ? 1u : bytes < 8192 ? 2u : 3u) != guess, 0)) {
+        memmove(body + 1, body, bytes);
+        at++;
     }
-    put_varint(start, zigzag(body));
-    return length_size + body;
+    put_varint(start, zigzag(bytes));
+    return at;
 }
 
 /* Writes the record where it may cross from slot to slot. */
@@ -294,7 +292,8 @@ static uint32_t write_across(struct mp_writer *writer, struct run *run,
     return total;
 }
 
-/* Writes as many of the records as fit, and returns how many: 0 when there is no memory. */
+/* Writes as many of the records as fit, and returns how many: 0 when there is no memory. What the
+ * loop works on is in locals, because the compiler must take a byte it writes for part of *run. */
 static inline uint32_t write_run(struct mp_writer *writer, struct run *run,
                                  const struct mp_record *const *records, uint32_t count) {
     struct mp_region *region = &writer->region;
@@ -302,28 +301,40 @@ static inline uint32_t write_run(struct mp_writer *writer, struct run *run,
     const int64_t base = atomic_load_explicit(&header->base_timestamp, RELAXED);
     int64_t newest = atomic_load_explicit(&header->max_timestamp, RELAXED);
     const uint32_t batch_size = region->ctl->batch_size, stop = run->end + RUN_BYTES;
-    uint32_t done = 0;
+    uint32_t done = 0, end = run->end, index = run->index, total = 0;
+    uint32_t room = run->have * MP_SLOT_BYTES - end; /* in the last slot, from `at` on */
+    uint8_t *at = mp_payload(region, run->tail) + (MP_SLOT_BYTES - room);
     do {
-        const struct mp_record *record = records[done];
-        const uint32_t bound = (uint32_t)mp_record_bound(record);
-        if (done > 0 && run->end + bound > batch_size) break;
-        const uint64_t delta = zigzag(record->timestamp_ms - base);
-        const uint32_t used = run->end - (run->have - 1) * MP_SLOT_BYTES;
-        uint32_t total;
-        if (bound <= MP_SLOT_BYTES - used) {
+        const struct mp_record record = *records[done];
+        const uint32_t bytes = (uint32_t)mp_record_bytes(&record);
+        const uint32_t bound = MP_RECORD_OVERHEAD + bytes;
+        if (end + bound > batch_size && done > 0) break;
+        const uint64_t delta = zigzag(record.timestamp_ms - base);
+        if (bound <= room) {
             MP_STEP(11);
-            total = encode_flat(mp_payload(region, run->tail) + used, record, delta, run->index);
+            uint8_t *next = encode_flat(at, record, bytes + (record.headers ? 5 : 6), delta, index);
+            total = (uint32_t)(next - at);
+            at = next;
+            room -= total;
+            end += total;
         } else {
-            total = write_across(writer, run, record, delta);
-            if (total == 0) break;
+            run->end = end;
+            run->index = index;
+            const uint32_t written = write_across(writer, run, &record, delta);
+            if (written == 0) break;
+            total = written;
+            end += total;
+            room = run->have * MP_SLOT_BYTES - end;
+            at = mp_payload(region, run->tail) + (MP_SLOT_BYTES - room);
         }
         MP_STEP(12);
-        if (record->timestamp_ms > newest) newest = record->timestamp_ms;
-        run->end += total;
-        run->last = total;
-        run->index++;
+        newest = record.timestamp_ms > newest ? record.timestamp_ms : newest;
+        index++;
         done++;
-    } while (done < count && run->end < stop && run->index < MP_MAX_RECORDS);
+    } while (done < count && end < stop && index < MP_MAX_RECORDS);
+    run->end = end;
+    run->index = index;
+    run->last = total;
     if (done > 0) atomic_store_explicit(&header->max_timestamp, newest, RELAXED);
     return done;
 }
@@ -413,6 +424,7 @@ static enum turn append_open(struct mp_writer *writer, uint32_t partition, uint6
     place->slot = slot;
     place->index = index;
     place->count = done;
+    place->bytes = run.end - bytes;
     if (full) {
         /* Stopped here, the announcement may come late, but nobody depends on it: the next writer
          * of this partition finds the seal and announces the batch that it opens. */
@@ -498,6 +510,7 @@ static enum turn append_new(struct mp_writer *writer, uint32_t partition, uint64
     place->slot = slot;
     place->index = 0;
     place->count = 1;
+    place->bytes = total;
     return TURN_DONE;
 }
 

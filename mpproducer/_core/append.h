@@ -32,7 +32,7 @@ struct mp_place {
     uint64_t batch_id;
     uint32_t slot;
     uint32_t index;              /* of the first record in its batch */
-    uint32_t count;              /* records appended */
+    uint32_t count, bytes;       /* records appended, and their size */
     uint32_t units;              /* after MP_NO_MEMORY */
     uint32_t sealed_count;       /* batches this call sealed: their compression is ours */
     struct mp_sealed sealed[MP_MAX_SEALED];
@@ -51,11 +51,16 @@ struct mp_writer {
     uint64_t stale;
 };
 
+/* Bytes of key, value and headers; a null length counts as 0, without a branch. */
+static inline uint64_t mp_record_bytes(const struct mp_record *record) {
+    return (uint64_t)(record->key_bytes & ~(record->key_bytes >> 31)) +
+           (uint64_t)(record->value_bytes & ~(record->value_bytes >> 31)) + record->headers_bytes;
+}
+
 /* Upper bound of an encoded record, whatever its place in a batch. */
+#define MP_RECORD_OVERHEAD 31u
 static inline uint64_t mp_record_bound(const struct mp_record *record) {
-    return 31u + (record->key_bytes > 0 ? (uint32_t)record->key_bytes : 0u) +
-           (record->value_bytes > 0 ? (uint64_t)record->value_bytes : 0u) +
-           record->headers_bytes;
+    return MP_RECORD_OVERHEAD + mp_record_bytes(record);
 }
 
 /* Appends the first `place.count` >= 1 of the records to one batch of the partition, side by side:

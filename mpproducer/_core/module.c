@@ -1,5 +1,5 @@
 /* Module `native`: constants, leaves, and the Python classes that results are built with. */
-#include "native.h"
+#include "py_batch.h"
 
 #include <pthread.h>
 
@@ -89,7 +89,7 @@ static int exec_module(PyObject *module) {
         PyModule_AddIntConstant(module, "TOPIC_ERROR", MP_T_ERROR) < 0 ||
         add_type(module, "Pool", &Pool_Type) || add_type(module, "Attachment", &Attachment_Type) ||
         add_type(module, "DeliveryFuture", &Future_Type) ||
-        add_type(module, "ProducerBase", &Producer_Type))
+        add_type(module, "Runs", &Runs_Type) || add_type(module, "ProducerBase", &Producer_Type))
         return -1;
     Py_DECREF(hash);
     return 0;

@@ -92,6 +92,10 @@ static inline Pending *pending_keep(Pending *batch) {
 }
 void pending_drop(Pending *batch);
 const struct mp_outcome *pending_outcome(const Pending *batch, uint32_t index);
+/* 1: the record is told, with index UINT32_MAX all of its batch; 0: deadline passed; -1: exception. */
+int pending_wait(Pending *batch, uint32_t index, int64_t deadline_ns);
+/* The error of a record that is told, or NULL: without an exception set it was acknowledged. */
+PyObject *pending_error(const Pending *batch, uint32_t index);
 
 Future *future_new(void);
 PyObject *future_failed(PyObject *topic, PyObject *error);

@@ -208,14 +208,27 @@ class DeliveryFuture:
     @property
     def _attachment(self) -> Attachment | None:
         """While pending: the attachment whose pipe will bring the outcome."""
-    def _whole(self) -> DeliveryFuture:
-        """For BatchFuture: done when every record of this future's batch is told. Has no result."""
-    def _wait(self, timeout: float | None, /) -> bool:
-        """Whether the outcome is known within the timeout."""
-    def _run(self, count: int, /) -> list[tuple[int, int, BaseException | None, int]]:
-        """For BatchFuture, of a done future: what became of the `count` records from this one on,
-        as ascending [(first, count, error or None, base_offset or -1)] with `first` relative to
-        this record."""
+
+@final
+class Runs:
+    """Where the records of one send_many went: batch, index and count per run, and nothing per
+    record but its place where records of several partitions were mixed."""
+
+    def __len__(self) -> int: ...
+    def done(self) -> bool: ...
+    def wait(self, timeout: float | None, /) -> bool:
+        """Whether all outcomes are known within the timeout."""
+    def batches(self) -> list[DeliveryFuture]:
+        """A future, without a result, of each batch that is not told yet."""
+    # The rest wants all outcomes to be known.
+    def failed(self) -> list[tuple[int, BaseException]]: ...
+    def first_error(self) -> BaseException | None: ...
+    def metadata(self) -> list[Any]:
+        """RecordMetadata of each record; all were acknowledged."""
+    def offsets(self) -> bytes:
+        """int64 per record, -1 where it is not known."""
+    def partitions(self) -> bytes:
+        """int32 per record, -1 where it was not appended; known at once."""
 
 class ProducerBase:
     """C base of mpproducer.Producer: send() and send_many() reach shared memory without a Python
@@ -239,7 +252,7 @@ class ProducerBase:
         values: Any,
         keys: Any = None,
         headers: Any = None,
-        partition: int | None = None,
+        partition: Any = None,
         timestamps_ms: Any = None,
     ) -> Any: ...
     _attachment: Attachment | None

@@ -61,27 +61,29 @@ static int future_is_done(const Future *self) {
     return self->batch->done || pending_outcome(self->batch, self->index) != NULL;
 }
 
+int pending_wait(Pending *batch, uint32_t index, int64_t deadline_ns) {
+    if (batch->done || pending_outcome(batch, index)) return 1;
+    if (attachment_usable(batch->attachment))
+        return attachment_wait(batch->attachment, batch, index, deadline_ns);
+    /* Only after a fork that Python was not told of: the pipe is the parent's. */
+    PyObject *error = PyObject_CallFunction(
+        mp_make_error, "OIis", Py_True, MP_REASON_WRONG_PROCESS, 0,
+        "the future belongs to the process that called send(), not to its forked child");
+    if (error) PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+    Py_XDECREF(error);
+    return -1;
+}
+
 /* 1 done, 0 not within the timeout, -1 exception. */
 static int future_wait(Future *self, PyObject *timeout) {
     int64_t deadline;
     if (timeout_to_deadline(timeout, &deadline) < 0) return -1;
-    if (future_is_done(self)) return 1;
-    if (!attachment_usable(self->batch->attachment)) {
-        /* Only after a fork that Python was not told of: the pipe is the parent's. */
-        PyObject *error = PyObject_CallFunction(
-            mp_make_error, "OIis", Py_True, MP_REASON_WRONG_PROCESS, 0,
-            "the future belongs to the process that called send(), not to its forked child");
-        if (error) PyErr_SetObject((PyObject *)Py_TYPE(error), error);
-        Py_XDECREF(error);
-        return -1;
-    }
-    return attachment_wait(self->batch->attachment, self->batch, self->index, deadline);
+    return pending_wait(self->batch, self->index, deadline);
 }
 
-/* The exception of a done future, or NULL: without an exception set it was acknowledged. */
-static PyObject *future_error(Future *self) {
-    if (self->batch->error) return error_again(self->batch->error);
-    const struct mp_outcome *outcome = pending_outcome(self->batch, self->index);
+PyObject *pending_error(const Pending *batch, uint32_t index) {
+    if (batch->error) return error_again(batch->error);
+    const struct mp_outcome *outcome = pending_outcome(batch, index);
     if (outcome && outcome->kind == MP_ACKED) return NULL;
     if (!outcome) {
         /* The batch is told, but no frame spoke of this record: nobody knows its fate. */
@@ -132,7 +134,7 @@ static PyObject *future_result(Future *self, PyObject *const *args, Py_ssize_t n
         raise_timeout();
         return NULL;
     }
-    PyObject *error = future_error(self);
+    PyObject *error = pending_error(self->batch, self->index);
     if (!error) return PyErr_Occurred() ? NULL : future_metadata(self);
     PyErr_SetObject((PyObject *)Py_TYPE(error), error);
     Py_DECREF(error);
@@ -149,7 +151,7 @@ static PyObject *future_exception(Future *self, PyObject *const *args, Py_ssize_
         raise_timeout();
         return NULL;
     }
-    PyObject *error = future_error(self);
+    PyObject *error = pending_error(self->batch, self->index);
     if (error) return error;
     if (PyErr_Occurred()) return NULL;
     Py_RETURN_NONE;
@@ -228,61 +230,6 @@ static PyObject *get_attachment(Future *self, void *Py_UNUSED(closure)) {
     return Py_NewRef((PyObject *)self->batch->attachment);
 }
 
-/* For BatchFuture: a future of the whole batch, done when every record in it is told. The batch may
- * have been split, and its parts answered one by one. No frame ever speaks of UINT32_MAX. */
-static PyObject *future_whole(Future *self, PyObject *Py_UNUSED(ignored)) {
-    Future *whole = future_new();
-    if (!whole) return NULL;
-    whole->batch = pending_keep(self->batch);
-    whole->index = UINT32_MAX;
-    whole->timestamp_ms = -1;
-    return (PyObject *)whole;
-}
-
-/* Whether the outcome is known within the timeout, without making an object of it. */
-static PyObject *future_wait_method(Future *self, PyObject *timeout) {
-    const int done = future_wait(self, timeout);
-    return done < 0 ? NULL : PyBool_FromLong(done);
-}
-
-/* For BatchFuture: what became of records [index, index + count) of this future's batch, as
- * [(first, count, error or None, base_offset)] in ascending order, without an object per record. */
-static PyObject *future_run(Future *self, PyObject *arg) {
-    const unsigned long count = PyLong_AsUnsignedLong(arg);
-    if (count == (unsigned long)-1 && PyErr_Occurred()) return NULL;
-    PyObject *result = PyList_New(0);
-    if (!result) return NULL;
-    const uint64_t end = (uint64_t)self->index + count;
-    for (uint64_t at = self->index; at < end;) {
-        Future probe = *self;
-        probe.index = (uint32_t)at;
-        const struct mp_outcome *outcome = pending_outcome(self->batch, (uint32_t)at);
-        uint64_t until = end;
-        if (outcome && (uint64_t)outcome->first + outcome->count < end)
-            until = (uint64_t)outcome->first + outcome->count;
-        if (!outcome && !self->batch->error) until = at + 1;
-        PyObject *error = future_error(&probe);
-        if (!error && PyErr_Occurred()) goto failed;
-        const long long offset =
-            error || outcome->base_offset < 0
-                ? -1
-                : outcome->base_offset + (long long)(at - outcome->first);
-        PyObject *entry = Py_BuildValue("KKNL", (unsigned long long)(at - self->index),
-                                        (unsigned long long)(until - at),
-                                        error ? error : Py_NewRef(Py_None), offset);
-        if (!entry || PyList_Append(result, entry) < 0) {
-            Py_XDECREF(entry);
-            goto failed;
-        }
-        Py_DECREF(entry);
-        at = until;
-    }
-    return result;
-failed:
-    Py_DECREF(result);
-    return NULL;
-}
-
 static PyMethodDef future_methods[] = {
     {"result", (PyCFunction)(void *)future_result, METH_FASTCALL | METH_KEYWORDS,
      "result(timeout=None)\n--\n\nWait and return the RecordMetadata, or raise the record's error.\n\n"
@@ -299,9 +246,6 @@ static PyMethodDef future_methods[] = {
     {"add_done_callback", (PyCFunction)future_add_done_callback, METH_O,
      "add_done_callback(fn)\n--\n\nCall fn(future) once the outcome is known, in some thread of this "
      "process;\nat once if it is known already. What fn raises is reported and dropped."},
-    {"_run", (PyCFunction)future_run, METH_O, NULL},
-    {"_whole", (PyCFunction)future_whole, METH_NOARGS, NULL},
-    {"_wait", (PyCFunction)future_wait_method, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 

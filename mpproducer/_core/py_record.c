@@ -1,5 +1,29 @@
-/* The parts of a record that most records do not have: headers, timestamp, explicit partition. */
+/* The arguments of a record, checked and decoded. */
 #include "py_record.h"
+
+int take_buffer(struct request *r, PyObject *object, const char *what, const uint8_t **data,
+                int32_t *length) {
+    if (PyUnicode_Check(object)) {
+        PyErr_Format(PyExc_TypeError,
+                     "%s must be bytes-like or None, got str; encode it first: %s.encode()", what,
+                     what);
+        return -1;
+    }
+    Py_buffer *view = &r->views[r->view_count];
+    if (PyObject_GetBuffer(object, view, PyBUF_SIMPLE) < 0) {
+        if (!PyErr_ExceptionMatches(PyExc_BufferError))
+            PyErr_Format(PyExc_TypeError, "%s must be bytes-like or None, got %.100s", what,
+                         Py_TYPE(object)->tp_name);
+        else
+            PyErr_Format(PyExc_TypeError,
+                         "%s must be a contiguous buffer; copy it first: bytes(%s)", what, what);
+        return -1;
+    }
+    r->view_count++;
+    *data = view->buf;
+    *length = take_size(r, view->len);
+    return 0;
+}
 
 static uint8_t *put_varint(uint8_t *at, uint64_t value) {
     while (value >= 0x80) {

@@ -58,11 +58,6 @@ MUTANTS = {
         "    }\n"
         "    MP_STEP(14);",
     ),
-    "only_the_last_extension_of_a_lost_run_is_given_back": (
-        "append.c",
-        "if (run.more > 0) unextend(writer, run.first, run.more);",
-        "if (run.more > 0) unextend(writer, run.first, 1);",
-    ),
     "a_run_counts_as_one_record": (
         "append.c",
         "(uint64_t)run.index << MP_COUNT_SHIFT | run.end;",

@@ -1,0 +1,58 @@
+/* What send() and send_many() share. */
+#ifndef MP_PY_PRODUCER_H
+#define MP_PY_PRODUCER_H
+
+#include "py_record.h"
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *attachment; /* Attachment or None */
+    long long max_block_ns;
+    int closed;
+} Producer;
+
+PyObject *producer_send_many(Producer *self, PyObject *const *args, Py_ssize_t nargs,
+                             PyObject *kwnames);
+
+/* Positional and keyword arguments into slots[6]; missing ones are None. slots[0], the topic, is a
+ * new reference to an exact str: a subclass may hash and compare in Python. */
+int parse_arguments(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames, PyObject **slots,
+                    PyObject **names, const char *method);
+
+/* 0, or -1 with ClosedError. */
+int producer_check_open(const Producer *self);
+/* A usable attachment (new reference); attaches, within the deadline, where there is none. */
+Attachment *producer_attach(Producer *self, int64_t *deadline);
+/* The topic's entry with the wanted partition known, borrowed. NULL with an exception, or without
+ * one: the attachment has ended, attach again. */
+TopicRef *producer_topic(Producer *self, Attachment *a, PyObject *topic, int64_t partition,
+                         int64_t *deadline);
+/* The host's sticky partition of a topic; and moves it on when its batch is full. */
+uint32_t sticky_partition(Attachment *a, const TopicRef *ref, uint32_t count);
+void move_sticky(Attachment *a, const TopicRef *ref, uint32_t count, uint32_t partition);
+/* The batch of records just appended; attachment_reserve() was called before. */
+static inline Pending *batch_of(Attachment *a, PyObject *topic, uint32_t partition,
+                                const struct mp_place *place) {
+    Pending *batch = a->by_slot[place->slot];
+    if (batch && batch->batch_id == place->batch_id) return batch;
+    return attachment_track(a, place->batch_id, place->slot, topic, (int32_t)partition);
+}
+/* After an append that was not done: 0: try again, -1: an exception says why not. */
+int producer_wait(Producer *self, Attachment *a, const struct mp_record *record,
+                  enum mp_status status, uint32_t units, int64_t *deadline);
+
+/* The bytes of a request with this one record, at most. */
+static inline uint64_t request_bound(const struct mp_record *record) {
+    return mp_record_bound(record) + 61;
+}
+void raise_too_large(uint64_t bound, uint64_t limit, const char *key);
+/* Whether the exception that is set says of a record that it is not written: an outcome of it. */
+int is_not_written(void);
+
+static inline int64_t wall_clock_ms(void) {
+    struct timespec now; /* coarse: a few ms behind at most, and a tenth of the cost */
+    clock_gettime(CLOCK_REALTIME_COARSE, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+#endif
