@@ -66,8 +66,25 @@ class Producer(native.ProducerBase):
         InvalidTopic) comes as a future that has failed already, as in KafkaProducer.send.
 
     send_many(topic, values, keys=None, headers=None, partition=None, timestamps_ms=None)
-        Append many records and return one `BatchFuture`. `values` is a sequence of bytes-like
-        objects; `keys`, `headers` and `timestamps_ms` are None or sequences of the same length.
+        Append many records and return one `BatchFuture`. The arguments are as long as `values`,
+        or None, and each is a sequence or a column, which costs no object per record:
+
+        - `values`, `keys`: a sequence of bytes-like objects or None; a numpy array of `S` (NULs at
+          the end are padding, as for numpy itself), of `V`, or of uint8 rows (all bytes count); a
+          tuple (offsets, data) of int32 or int64 offsets, one more than records, and a buffer; an
+          Arrow array or chunked array of binary, string, their large and view forms, or
+          fixed-size binary, in which a null value is a tombstone and a null key no key;
+        - `timestamps_ms`: a sequence of ints or None; an int64 buffer in ms; numpy datetime64 or an
+          Arrow timestamp of s, ms, us or ns; Arrow int64. Null and NaT mean now;
+        - `partition`: an int for all; an int32 or int64 buffer or Arrow array, in which null leaves
+          the choice to the key;
+        - `headers`: a sequence of what `send` takes.
+
+        What a buffer or array shows must not change until the call returns. Records of one
+        partition keep their order; one `max_block_ms` holds for the whole call, and what could not
+        be appended by then has failed with BufferFull while the rest is sent: see
+        `BatchFuture.failed`.
+
         Everything is checked before the first record is appended.
     """
 

@@ -14,9 +14,9 @@ MAX_FILE_LINES = 550
 MAX_FUNCTION_LINES = 75
 # Bindings: one file per Python type, most of it argument parsing and type tables.
 LONGER_FILES = {
-    "mpproducer/_core/append.c": 650,
+    "mpproducer/_core/append.c": 700,
     "mpproducer/_core/py_attachment.c": 950,
-    "mpproducer/_core/py_producer.c": 750,
+    "mpproducer/_core/py_columns.c": 700,
 }
 CODE = {".py", ".c", ".h", ".pyi"}
 PROSE = {".md", ".toml", ".sh", ".pml", ""}

@@ -1,5 +1,25 @@
 #include "py_columns.h"
 
+/* The object's attribute, or NULL: with an exception, or without one where there is none. Names are
+ * interned, because a type's method cache keeps every string it is asked for. */
+enum name { ARROW_ARRAY, ARROW_STREAM, MASK, DTYPE, STR, NAMES };
+static PyObject *attribute(PyObject *object, enum name name) {
+    static const char *const texts[NAMES] = {"__arrow_c_array__", "__arrow_c_stream__", "mask",
+                                             "dtype", "str"};
+    static PyObject *names[NAMES];
+    if (!names[name] && !(names[name] = PyUnicode_InternFromString(texts[name]))) return NULL;
+    PyObject *found = PyObject_GetAttr(object, names[name]);
+    if (!found && PyErr_ExceptionMatches(PyExc_AttributeError)) PyErr_Clear();
+    return found;
+}
+
+/* 1, 0, or -1 with an exception. */
+static int has(PyObject *object, enum name name) {
+    PyObject *found = attribute(object, name);
+    Py_XDECREF(found);
+    return found ? 1 : PyErr_Occurred() ? -1 : 0;
+}
+
 /* --- life */
 
 static struct piece *add_piece(struct column *c) {
@@ -16,7 +36,10 @@ static struct piece *add_piece(struct column *c) {
     return piece;
 }
 
+/* Giving back may run code of whoever gave it, which must not meet our exception. */
 void release_column(struct column *c) {
+    PyObject *type, *error, *trace;
+    PyErr_Fetch(&type, &error, &trace);
     for (int i = 0; i < c->view_count; i++) PyBuffer_Release(&c->views[i]);
     for (Py_ssize_t i = 0; i < c->array_count; i++)
         if (c->arrays[i].release) c->arrays[i].release(&c->arrays[i]);
@@ -26,6 +49,7 @@ void release_column(struct column *c) {
     Py_XDECREF(c->held);
     memset(c, 0, sizeof *c);
     c->length = -1;
+    PyErr_Restore(type, error, trace);
 }
 
 static int wrong_type(const struct column *c, PyObject *object, const char *wanted) {
@@ -126,7 +150,9 @@ static int add_rows(struct column *c, const Py_buffer *view) {
 /* 1 taken, 0 it has no such buffer, -1. A masked array has one, but without its mask. */
 static int view_of(struct column *c, PyObject *object) {
     if (!PyObject_CheckBuffer(object)) return 0;
-    if (!PyMemoryView_Check(object) && PyObject_HasAttrString(object, "mask")) {
+    const int masked = PyMemoryView_Check(object) ? 0 : has(object, MASK);
+    if (masked < 0) return -1;
+    if (masked) {
         PyErr_Format(PyExc_TypeError, "%s: masked arrays are not taken; fill it first: a.filled()",
                      c->what);
         return -1;
@@ -323,29 +349,31 @@ static int take_arrow_stream(struct column *c, PyObject *capsule, enum form want
         if (result != 0 || !array->release) break;
         result = take_array(c, array, width);
     }
+    PyObject *type, *error, *trace; /* as in release_column */
+    PyErr_Fetch(&type, &error, &trace);
     if (schema.release) schema.release(&schema);
     stream.release(&stream);
+    PyErr_Restore(type, error, trace);
     return result;
 }
 
 /* 1 taken, 0 no Arrow object, -1. */
 static int take_arrow(struct column *c, PyObject *object, enum form wanted) {
-    static const char *const methods[] = {"__arrow_c_array__", "__arrow_c_stream__"};
     if (PyList_CheckExact(object) || PyTuple_CheckExact(object)) return 0;
     for (int stream = 0; stream < 2; stream++) {
-        PyObject *method = PyObject_GetAttrString(object, methods[stream]);
-        if (!method) {
-            if (!PyErr_ExceptionMatches(PyExc_AttributeError)) return -1;
-            PyErr_Clear();
-            continue;
-        }
+        PyObject *method = attribute(object, stream ? ARROW_STREAM : ARROW_ARRAY);
+        if (!method && PyErr_Occurred()) return -1;
+        if (!method) continue;
         PyObject *got = PyObject_CallNoArgs(method);
         Py_DECREF(method);
         if (!got) return -1;
         c->length = 0;
         const int result = stream ? take_arrow_stream(c, got, wanted)
                                   : take_arrow_array(c, got, wanted);
+        PyObject *type, *error, *trace; /* as in release_column */
+        PyErr_Fetch(&type, &error, &trace);
         Py_DECREF(got);
+        PyErr_Restore(type, error, trace);
         return result < 0 ? -1 : 1;
     }
     return 0;
@@ -537,8 +565,8 @@ int take_bytes_column(struct column *c, PyObject *object, const char *what, Py_s
 
 /* numpy's datetime64 exports no buffer; as integers it does. 1 taken, 0 something else, -1. */
 static int take_datetime(struct column *c, PyObject *object) {
-    PyObject *dtype = PyObject_GetAttrString(object, "dtype");
-    PyObject *text = dtype ? PyObject_GetAttrString(dtype, "str") : NULL;
+    PyObject *dtype = attribute(object, DTYPE);
+    PyObject *text = dtype ? attribute(dtype, STR) : NULL;
     Py_XDECREF(dtype);
     const char *code = text && PyUnicode_Check(text) ? PyUnicode_AsUTF8(text) : NULL;
     if (!code || strlen(code) < 4 || strncmp(code + 1, "M8", 2)) {
@@ -600,9 +628,10 @@ int take_time_column(struct column *c, PyObject *object, Py_ssize_t count) {
 
 int is_integer_column(PyObject *object) {
     if (PyLong_Check(object) || object == Py_None || PyBytes_Check(object)) return 0;
-    if (PyObject_HasAttrString(object, "__arrow_c_array__") ||
-        PyObject_HasAttrString(object, "__arrow_c_stream__"))
-        return 1;
+    for (int stream = 0; stream < 2; stream++) {
+        const int found = has(object, stream ? ARROW_STREAM : ARROW_ARRAY);
+        if (found != 0) return found;
+    }
     Py_buffer view;
     if (!PyObject_CheckBuffer(object)) return 0;
     if (PyObject_GetBuffer(object, &view, PyBUF_RECORDS_RO) < 0) {

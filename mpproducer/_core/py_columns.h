@@ -59,7 +59,7 @@ int take_partition_column(struct column *c, PyObject *object, Py_ssize_t count);
 int take_object_column(struct column *c, PyObject *object, const char *what, Py_ssize_t count);
 /* Gives back the objects of records that are appended, while they are in the cache. */
 void drop_objects(struct column *c, Py_ssize_t at, Py_ssize_t count);
-/* Whether the object is a column of integers rather than one integer. */
+/* Whether the object is a column of integers rather than one integer; -1 with an exception. */
 int is_integer_column(PyObject *object);
 void release_column(struct column *c);
 

@@ -429,14 +429,15 @@ static int take_columns(struct sending *s, PyObject *const *slot) {
                                          "column of numpy or Arrow");
         return -1;
     }
-    if (is_integer_column(slot[4]) == 0 && take_partition(slot[4], &s->partition) < 0) return -1;
+    const int divided = is_integer_column(slot[4]);
+    if (divided < 0 || (!divided && take_partition(slot[4], &s->partition) < 0)) return -1;
     if (take_bytes_column(&s->values, slot[1], "values", -1) < 0) return -1;
     const Py_ssize_t count = s->values.length;
     if (take_bytes_column(&s->keys, slot[2], "keys", count) < 0 ||
         take_object_column(&s->headers, slot[3], "headers", count) < 0 ||
         take_time_column(&s->times, slot[5], count) < 0)
         return -1;
-    if (is_integer_column(slot[4]) && take_partition_column(&s->partitions, slot[4], count) < 0)
+    if (divided && take_partition_column(&s->partitions, slot[4], count) < 0)
         return -1;
     const int plain = (!s->values.objects || s->values.plain) &&
                       (!s->keys.objects || s->keys.plain) && !s->headers.objects &&

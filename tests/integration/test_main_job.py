@@ -10,9 +10,12 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 import mpproducer
+from mpproducer._core.native import murmur2
 from tests.integration import support
 from tests.integration.support import Told
 
@@ -168,3 +171,25 @@ def test_send_many(kafka: str) -> None:
         assert not batch.failed
     told = {0: [Told(n, m.partition, m.offset) for n, m in enumerate(metadata)]}
     support.check(support.read_back(kafka, topic, 4), {0: lines}, told, 4)
+
+
+def test_send_many_in_columns(kafka: str) -> None:
+    topic = support.new_topic(kafka, partitions=6)
+    count = 100_000
+    values = np.array([b"%06d " % n * (1 + n % 20) for n in range(count)], object)
+    column = pa.chunked_array([pa.array(values[:60_000]), pa.array(values[60_000:])])
+    keys = np.array([b"user-%d" % (n * 7919 % 10_007) for n in range(count)])
+    with mpproducer.Producer(bootstrap_servers=kafka, compression_type="zstd") as producer:
+        batch = producer.send_many(topic, column, keys=keys)
+        offsets = batch.offsets_array(60)
+        assert not batch.failed
+    records = support.read_back(kafka, topic, 6)
+    found = {(record.partition, record.offset): record for record in records}
+    assert len(found) == len(records) == count
+    for n, (partition, offset) in enumerate(zip(batch.partitions, offsets, strict=True)):
+        record = found[partition, offset]
+        assert (record.key, record.value) == (keys[n], values[n])
+        assert partition == (murmur2(keys[n].item()) & 0x7FFFFFFF) % 6
+    for partition in range(6):
+        there = [o for p, o in zip(batch.partitions, offsets, strict=True) if p == partition]
+        assert there == list(range(len(there)))
