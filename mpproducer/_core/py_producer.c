@@ -81,10 +81,8 @@ void raise_too_large(uint64_t bound, uint64_t limit, const char *key) {
                                (unsigned long long)bound, key, (unsigned long long)limit));
 }
 
-int producer_check_open(const Producer *self) {
-    if (!self->closed) return 0;
+void raise_closed(void) {
     raise_error("ClosedError", PyUnicode_FromString("this producer is closed; make a new one"));
-    return -1;
 }
 
 static void start_clock(const Producer *self, int64_t *deadline) {
@@ -238,7 +236,7 @@ static PyObject *send_record(Producer *self, struct request *r, int64_t explicit
             future->index = place.index;
             future->timestamp_ms = r->record.timestamp_ms;
             a->records++;
-            a->bytes += mp_record_bound(&r->record);
+            a->bytes += place.bytes;
             if (place.sealed_count > 0) {
                 if (sticky) move_sticky(a, ref, count, partition);
                 attachment_compress(a, &place);

@@ -19,8 +19,12 @@ PyObject *producer_send_many(Producer *self, PyObject *const *args, Py_ssize_t n
 int parse_arguments(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames, PyObject **slots,
                     PyObject **names, const char *method);
 
+void raise_closed(void);
 /* 0, or -1 with ClosedError. */
-int producer_check_open(const Producer *self);
+static inline int producer_check_open(const Producer *self) {
+    if (self->closed) raise_closed();
+    return self->closed ? -1 : 0;
+}
 /* A usable attachment (new reference); attaches, within the deadline, where there is none. */
 Attachment *producer_attach(Producer *self, int64_t *deadline);
 /* The topic's entry with the wanted partition known, borrowed. NULL with an exception, or without

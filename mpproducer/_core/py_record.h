@@ -60,9 +60,11 @@ static inline int take_record(struct request *r, PyObject *value, PyObject *key,
     r->headers = NULL;
     r->view_count = 0;
     r->too_large = 0;
+    r->has_timestamp = 0;
     if (take_bytes(r, value, "value", &r->record.value, &r->record.value_bytes) == 0 &&
         take_bytes(r, key, "key", &r->record.key, &r->record.key_bytes) == 0 &&
-        take_headers(r, headers) == 0 && take_timestamp(r, timestamp) == 0)
+        (headers == Py_None || take_headers(r, headers) == 0) &&
+        (timestamp == Py_None || take_timestamp(r, timestamp) == 0))
         return 0;
     release_record(r);
     return -1;
