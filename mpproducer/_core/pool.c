@@ -161,6 +161,9 @@ static void release_now(struct mp_sender *sender, uint32_t slot) {
 }
 
 int mp_release(struct mp_sender *sender, uint32_t slot) {
+    /* The worker that filled it may only now come to compress it: too late from here on. */
+    uint32_t owner, first, bytes;
+    mp_compressed(sender, slot, &owner, &first, &bytes);
     if (is_quiet(sender, slot)) {
         release_now(sender, slot);
         return 1;
@@ -248,6 +251,7 @@ static uint32_t first_waiter(struct mp_sender *sender, uint32_t *count) {
     uint64_t best = UINT64_MAX;
     uint32_t found = 0;
     *count = 0;
+    sender->seen_ticket = atomic_load_explicit(&pool->ticket, SEQ_CST);
     for (uint32_t i = 0; i < MP_OWNER_WORDS; i++) {
         uint64_t bits = atomic_load_explicit(&pool->waiting[i], SEQ_CST);
         sender->seen_waiting[i] = bits;
@@ -266,12 +270,6 @@ static uint32_t first_waiter(struct mp_sender *sender, uint32_t *count) {
     return found;
 }
 
-uint32_t mp_waiters(struct mp_sender *sender) {
-    uint32_t count;
-    first_waiter(sender, &count);
-    return count;
-}
-
 static void drop_partial(struct mp_sender *sender) {
     while (sender->partial_first != MP_NONE) {
         const uint32_t slot = sender->partial_first;
@@ -281,6 +279,13 @@ static void drop_partial(struct mp_sender *sender) {
     }
     sender->partial_owner = 0;
     sender->partial_units = 0;
+}
+
+uint32_t mp_waiters(struct mp_sender *sender) {
+    uint32_t count;
+    first_waiter(sender, &count);
+    if (count == 0) drop_partial(sender); /* whoever it was put by for has given up */
+    return count;
 }
 
 uint32_t mp_grant(struct mp_sender *sender) {
@@ -336,7 +341,7 @@ int mp_sleep_begin(struct mp_sender *sender, uint64_t deadline_us) {
     struct mp_region *region = &sender->region;
     const uint64_t word = deadline_us << 16 | (++sender->epoch & 0xffffu);
     atomic_exchange_explicit(&region->pool->wake, word, SEQ_CST);
-    uint64_t busy = 0;
+    uint64_t busy = atomic_load_explicit(&region->pool->ticket, SEQ_CST) - sender->seen_ticket;
     for (uint32_t i = 0; i < (region->max_partitions + 63) / 64; i++)
         busy |= atomic_load_explicit(&region->dirty[i], SEQ_CST);
     for (uint32_t i = 0; i < MP_OWNER_WORDS; i++)
@@ -397,16 +402,16 @@ int mp_topic_grow(struct mp_sender *sender, uint32_t topic, uint32_t partitions,
     if (partitions > known) {
         const uint32_t more = partitions - known;
         if (more > region->max_partitions - *next_index) return -1;
-        const uint32_t last = entry->extents;
-        if (last > 0 && entry->extent[last - 1].first + entry->extent[last - 1].count ==
-                            *next_index) {
+        struct mp_extent *run = entry->extents > 0 ? &entry->extent[entry->extents - 1] : NULL;
+        const uint32_t count = run ? atomic_load_explicit(&run->count, RELAXED) : 0;
+        if (run && atomic_load_explicit(&run->first, RELAXED) + count == *next_index) {
             /* Readers add up counts below partition_count only, which is stored after this. */
-            entry->extent[last - 1].count += more;
+            atomic_store_explicit(&run->count, count + more, RELAXED);
         } else {
-            if (last == MP_EXTENTS) return -1;
-            entry->extent[last].first = *next_index;
-            entry->extent[last].count = more;
-            entry->extents = last + 1;
+            if (entry->extents == MP_EXTENTS) return -1;
+            run = &entry->extent[entry->extents++];
+            atomic_store_explicit(&run->first, *next_index, RELAXED);
+            atomic_store_explicit(&run->count, more, RELAXED);
         }
         for (uint32_t i = 0; i < more; i++)
             atomic_store_explicit(&region->available[*next_index + i], 1, RELAXED);
