@@ -465,11 +465,10 @@ void mp_wait_begin(struct mp_writer *writer, uint32_t units) {
     atomic_store_explicit(&waiter->units, units, RELAXED);
     /* Before the announcement, in the order of all: a sender that goes to sleep sees a new ticket
      * even where this owner's bit is still set, in its eyes, from the wait before. */
-    atomic_store_explicit(&waiter->ticket,
-                          atomic_fetch_add_explicit(&pool->ticket, 1, memory_order_seq_cst),
-                          RELAXED);
+    const uint64_t ticket = atomic_fetch_add_explicit(&pool->ticket, 1, memory_order_seq_cst);
+    atomic_store_explicit(&waiter->ticket, ticket, RELAXED);
     MP_STEP(21);
-    atomic_store_explicit(&waiter->state, MP_W_WAITING, RELEASE);
+    atomic_store_explicit(&waiter->state, mp_waiting(ticket), RELEASE);
     MP_STEP(22);
     atomic_fetch_or_explicit(&pool->waiting[writer->owner / 64],
                              UINT64_C(1) << writer->owner % 64, memory_order_seq_cst);
@@ -483,15 +482,16 @@ int mp_wait_over(const struct mp_writer *writer) {
 }
 
 void mp_wait_slice(struct mp_writer *writer, int64_t timeout_ns) {
+    const struct mp_waiter *waiter = &writer->region.pool->waiters[writer->owner];
     if (!mp_wait_over(writer))
-        mp_futex_wait(&writer->region.pool->waiters[writer->owner].state, MP_W_WAITING,
-                      timeout_ns);
+        mp_futex_wait(&waiter->state,
+                      mp_waiting(atomic_load_explicit(&waiter->ticket, RELAXED)), timeout_ns);
 }
 
 int mp_wait_end(struct mp_writer *writer) {
     struct mp_pool *pool = writer->region.pool;
     struct mp_waiter *waiter = &pool->waiters[writer->owner];
-    uint32_t state = MP_W_WAITING;
+    uint32_t state = mp_waiting(atomic_load_explicit(&waiter->ticket, RELAXED));
     int granted = 0;
     MP_STEP(23);
     if (!atomic_compare_exchange_strong_explicit(&waiter->state, &state, MP_W_IDLE, ACQ_REL,

@@ -171,7 +171,12 @@ struct mp_partition {
 };
 _Static_assert(sizeof(struct mp_partition) == MP_LINE, "one line per open word");
 
+/* waiter.state: ticket(30) | one of these(2). With its ticket a wait that followed another one of the
+ * same owner does not pass for it, and is not served in its place. */
 enum { MP_W_IDLE, MP_W_WAITING, MP_W_GRANTED };
+static inline uint32_t mp_waiting(uint64_t ticket) {
+    return (uint32_t)ticket << 2 | MP_W_WAITING;
+}
 /* One writer waiting for memory per owner; threads of a process queue up before it. */
 struct mp_waiter {
     _Alignas(64) mp_a32 state; /* futex word */

@@ -258,8 +258,9 @@ static uint32_t first_waiter(struct mp_sender *sender, uint32_t *count) {
         for (; bits; bits &= bits - 1) {
             const uint32_t owner = i * 64 + (uint32_t)__builtin_ctzll(bits);
             struct mp_waiter *waiter = &pool->waiters[owner];
-            if (atomic_load_explicit(&waiter->state, ACQUIRE) != MP_W_WAITING) continue;
+            const uint32_t state = atomic_load_explicit(&waiter->state, ACQUIRE);
             const uint64_t ticket = atomic_load_explicit(&waiter->ticket, RELAXED);
+            if (state != mp_waiting(ticket)) continue;
             (*count)++;
             if (ticket < best) {
                 best = ticket;
@@ -315,7 +316,7 @@ uint32_t mp_grant(struct mp_sender *sender) {
             sender->partial_units++;
         }
         atomic_store_explicit(&waiter->first, sender->partial_first, RELAXED);
-        uint32_t waiting = MP_W_WAITING;
+        uint32_t waiting = mp_waiting(ticket);
         MP_STEP(43);
         if (atomic_compare_exchange_strong_explicit(&waiter->state, &waiting, MP_W_GRANTED,
                                                     RELEASE, RELAXED)) {
@@ -325,7 +326,7 @@ uint32_t mp_grant(struct mp_sender *sender) {
             mp_futex_wake(&waiter->state, INT_MAX);
             served++;
         }
-        /* Else it timed out between: the next turn drops the partial grant. */
+        /* Else it timed out between, and may wait again: the next turn drops the partial grant. */
     }
 }
 
@@ -342,11 +343,16 @@ int mp_sleep_begin(struct mp_sender *sender, uint64_t deadline_us) {
     const uint64_t word = deadline_us << 16 | (++sender->epoch & 0xffffu);
     atomic_exchange_explicit(&region->pool->wake, word, SEQ_CST);
     uint64_t busy = atomic_load_explicit(&region->pool->ticket, SEQ_CST) - sender->seen_ticket;
+    uint64_t waiting = 0;
     for (uint32_t i = 0; i < (region->max_partitions + 63) / 64; i++)
         busy |= atomic_load_explicit(&region->dirty[i], SEQ_CST);
-    for (uint32_t i = 0; i < MP_OWNER_WORDS; i++)
-        busy |= atomic_load_explicit(&region->pool->waiting[i], SEQ_CST) &
-                ~sender->seen_waiting[i];
+    for (uint32_t i = 0; i < MP_OWNER_WORDS; i++) {
+        const uint64_t bits = atomic_load_explicit(&region->pool->waiting[i], SEQ_CST);
+        busy |= bits ^ sender->seen_waiting[i]; /* come, or gone: what was put by must move on */
+        waiting |= bits;
+    }
+    /* A worker that gave memory back while the word was still 0 has woken nobody. */
+    if (!busy && waiting) busy = mp_grant(sender);
     if (busy) mp_sleep_end(sender);
     return busy == 0;
 }

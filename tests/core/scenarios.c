@@ -322,6 +322,22 @@ static void a_waiter_that_gives_up_lets_the_next_one_be_served(void) {
     CHECK(mp_waiters(&sender) == 0 && mp_free_slots(&sender) == 2);
 }
 
+static void memory_given_back_between_look_and_sleep_is_granted(void) {
+    struct mp_place place;
+    open_pool(4, 100000);
+    CHECK(put(3, 0, 20000, &place) == MP_DONE);
+    (void)mp_take_dirty(&sender, 0);
+    mp_wait_begin(&writer[0], 2);
+    CHECK(mp_grant(&sender) == 1 && mp_wait_end(&writer[0]));
+    mp_wait_begin(&writer[1], 1);
+    CHECK(mp_grant(&sender) == 0);
+    mp_drop_stash(&writer[0]); /* the sender is awake: nothing is written to the eventfd */
+    CHECK(!mp_sleep_begin(&sender, 1000000));
+    CHECK(mp_wait_over(&writer[1]) && mp_wait_end(&writer[1]));
+    mp_drop_stash(&writer[1]);
+    CHECK(mp_waiters(&sender) == 0 && mp_free_slots(&sender) == 2);
+}
+
 static void waiters_are_served_in_order_of_arrival_and_nobody_barges(void) {
     struct mp_place place;
     open_pool(4, 100000);
@@ -400,6 +416,7 @@ static const struct {
     SCENARIO(slots_put_by_for_a_waiter_that_gave_up_come_back),
     SCENARIO(a_second_wait_of_the_same_owner_is_not_slept_over),
     SCENARIO(a_waiter_that_gives_up_lets_the_next_one_be_served),
+    SCENARIO(memory_given_back_between_look_and_sleep_is_granted),
     SCENARIO(waiters_are_served_in_order_of_arrival_and_nobody_barges),
     SCENARIO(what_was_granted_to_the_dead_comes_back),
     SCENARIO(a_grant_that_was_not_used_goes_back_before_the_next_wait),
