@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -88,6 +88,10 @@ class Host:
             "t", record.value, record.key, record.headers, None, record.timestamp_ms
         )
 
+    def payload(self) -> memoryview:
+        pool: Any = self.pool  # the buffer protocol has no type before Python 3.12
+        return memoryview(pool)
+
     def take(self) -> list[tuple[int, int, int, bytes]]:
         """(records, base, max timestamp, bytes) of every batch so far; their memory goes back."""
         found = []
@@ -95,7 +99,7 @@ class Host:
             assert self.pool.seal(slot)
             records, size, base_ms, max_ms, owners, spans = self.pool.walk(slot)
             assert records == 0 or owners == (1,)
-            with memoryview(self.pool) as payload:
+            with self.payload() as payload:
                 data = b"".join(payload[at : at + length] for at, length in spans)
             assert len(data) == size
             found.append((records, base_ms, max_ms, data))
@@ -141,7 +145,9 @@ some_records = st.lists(
 )
 
 
-@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
 @given(some_records)
 def test_records_are_encoded_as_by_the_twin(host: Host, records: list[Record]) -> None:
     futures = [host.send(record) for record in records]
@@ -281,7 +287,7 @@ def test_the_walk_refuses_what_is_no_batch(host: Host, rng: random.Random) -> No
     records, size, _, _, _, spans = host.pool.walk(slot)
     [(at, length)] = spans
     assert length == size
-    with memoryview(host.pool) as payload:
+    with host.payload() as payload:
         whole = bytes(payload[at : at + size])
     start = native.segment_sizes(SLOTS, 4, 1)[1] - SLOTS * native.SLOT_SIZE + at
     refused = accepted = 0
