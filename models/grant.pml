@@ -12,7 +12,7 @@
  *
  * Each MUTANT breaks one rule and must fail:
  *   1  a writer that gives up does not wake the sender
- *   2  going to sleep the sender looks for new bits only, not for new tickets
+ *   2  a sleeping sender has not tried once more to serve those who wait
  *   3  the waiter's state does not name the ticket: a second wait passes for the first
  *   4  a grant is a store, not a CAS
  *   5  who gives memory back does not look whether somebody waits for it
@@ -21,7 +21,6 @@
  *   8  what was put by for a wait is kept when nobody waits
  *   9  writers help themselves although somebody waits
  *  10  going to sleep the sender does not look for those who gave up since its scan
- *  11  a sleeping sender has not tried once more to serve those who wait
  */
 #ifndef NW
 #define NW 2            /* writers */
@@ -139,7 +138,7 @@ stopped:
 }
 
 active proctype Sender() {
-  byte epoch = 0, seen_ticket = 0, w = 0, best = 0, best_ticket = NEVER, sum = 0;
+  byte epoch = 0, w = 0, best = 0, best_ticket = NEVER, sum = 0;
   bit bits[NW + 1], armed = 0;
 awake:
   atomic {
@@ -150,7 +149,6 @@ awake:
     :: else -> break
     od
   }
-  seen_ticket = next_ticket;
   atomic { w = 1; do :: w <= NW -> bits[w] = waiting[w]; w++ :: else -> break od; w = 1 }
   best = 0; best_ticket = NEVER;
   do
@@ -211,10 +209,9 @@ sleep:
        w++
     :: else -> break
     od;
-    if :: MUTANT != 2 && next_ticket != seen_ticket -> sum++ :: else fi;
     if :: sum > 0 && MUTANT != 7 -> wake = 0; goto awake :: else fi;
     /* once more, now that whoever gives memory back sees the sleep */
-    if :: MUTANT != 11 && ANYONE -> armed = 1; goto awake :: else fi
+    if :: MUTANT != 2 && ANYONE -> armed = 1; goto awake :: else fi
   }
 blocked:
   if

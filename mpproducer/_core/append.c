@@ -463,9 +463,7 @@ void mp_wait_begin(struct mp_writer *writer, uint32_t units) {
     struct mp_waiter *waiter = &pool->waiters[writer->owner];
     mp_drop_stash(writer); /* nobody holds memory while he waits for more */
     atomic_store_explicit(&waiter->units, units, RELAXED);
-    /* Before the announcement, in the order of all: a sender that goes to sleep sees a new ticket
-     * even where this owner's bit is still set, in its eyes, from the wait before. */
-    const uint64_t ticket = atomic_fetch_add_explicit(&pool->ticket, 1, memory_order_seq_cst);
+    const uint64_t ticket = atomic_fetch_add_explicit(&pool->ticket, 1, RELAXED);
     atomic_store_explicit(&waiter->ticket, ticket, RELAXED);
     MP_STEP(21);
     atomic_store_explicit(&waiter->state, mp_waiting(ticket), RELEASE);

@@ -26,8 +26,7 @@
  *  slot.compress   worker and sender (CAS)         both            acq_rel          itself
  *  dirty[]         worker (or), sender (xchg 0)    sender          seq_cst          wake (Dekker)
  *  wake            sender (xchg), worker (CAS->0)  worker          seq_cst          dirty (Dekker)
- *  waiting[],      worker (or / and own bit; add)  all             seq_cst          wake (Dekker),
- *   ticket                                                                          T9 (Dekker)
+ *  waiting[]       worker (or / and own bit)       all             seq_cst          wake, T9 (Dekker)
  *  waiter.state    worker, sender (CAS)            both, futex     acq_rel          itself
  *  cursor          any claimer, a hint             claimer         relaxed          -
  *  sticky[t]       worker, sender (CAS), a hint    worker          relaxed          -

@@ -251,7 +251,6 @@ static uint32_t first_waiter(struct mp_sender *sender, uint32_t *count) {
     uint64_t best = UINT64_MAX;
     uint32_t found = 0;
     *count = 0;
-    sender->seen_ticket = atomic_load_explicit(&pool->ticket, SEQ_CST);
     for (uint32_t i = 0; i < MP_OWNER_WORDS; i++) {
         uint64_t bits = atomic_load_explicit(&pool->waiting[i], SEQ_CST);
         sender->seen_waiting[i] = bits;
@@ -342,8 +341,7 @@ int mp_sleep_begin(struct mp_sender *sender, uint64_t deadline_us) {
     struct mp_region *region = &sender->region;
     const uint64_t word = deadline_us << 16 | (++sender->epoch & 0xffffu);
     atomic_exchange_explicit(&region->pool->wake, word, SEQ_CST);
-    uint64_t busy = atomic_load_explicit(&region->pool->ticket, SEQ_CST) - sender->seen_ticket;
-    uint64_t waiting = 0;
+    uint64_t busy = 0, waiting = 0;
     for (uint32_t i = 0; i < (region->max_partitions + 63) / 64; i++)
         busy |= atomic_load_explicit(&region->dirty[i], SEQ_CST);
     for (uint32_t i = 0; i < MP_OWNER_WORDS; i++) {
@@ -351,7 +349,7 @@ int mp_sleep_begin(struct mp_sender *sender, uint64_t deadline_us) {
         busy |= bits ^ sender->seen_waiting[i]; /* come, or gone: what was put by must move on */
         waiting |= bits;
     }
-    /* A worker that gave memory back while the word was still 0 has woken nobody. */
+    /* Who gave memory back, or began a second wait, while the word was still 0 has woken nobody. */
     if (!busy && waiting) busy = mp_grant(sender);
     if (busy) mp_sleep_end(sender);
     return busy == 0;

@@ -49,7 +49,6 @@ FOUND = [
 ]
 FOUND_LONG = [
     *(("grant", mutant, "-DANY_SIZE=1 -DCRASHES=0", r"assertion") for mutant in (2, 3, 5, 7, 9)),
-    ("grant", 11, "-DANY_SIZE=1 -DCRASHES=0", r"dead\[w\]"),
 ]
 
 
