@@ -28,7 +28,10 @@
 #define NS 3            /* slots */
 #endif
 #ifndef K
-#define K 2             /* records per worker */
+#define K 2             /* records of the first worker */
+#endif
+#ifndef K2
+#define K2 K            /* records of each other worker */
 #endif
 #ifndef CAP
 #define CAP 2           /* records per batch */
@@ -90,7 +93,7 @@ proctype Worker(byte me) {
   bit usable = 0;
 
 again:
-  if :: k == K -> goto stopped :: else fi;
+  if :: k == (me == 1 -> K : K2) -> goto stopped :: else fi;
 retry:
   atomic {
     seq = open_seq; slot = open_slot; n = 0; owner = 0; to = NONE; more = NONE;
@@ -175,6 +178,8 @@ commit: /* T2 */
   atomic {
     if
     :: MUTANT == 7 || (IS_HEAD(slot) && !S[slot].seal && S[slot].owner == me && S[slot].n == n) ->
+       /* The batch is the one that the place was computed for: its partition, its offset delta. */
+       assert(S[slot].batch == (n == 0 -> seq + 1 : seq));
        S[slot].n = n + 1; S[slot].owner = 0; S[slot].seal = (n + 1 == CAP);
        committed++; k++; goto again
     :: else -> assert(S[slot].live && S[slot].owner == me)

@@ -140,7 +140,6 @@ static uint32_t take_slot(struct mp_writer *writer, int extension) {
     const uint32_t slot = writer->stash;
     if (slot == MP_NONE) return mp_claim(region, writer->owner, extension);
     writer->stash = atomic_load_explicit(&region->slot[slot].next, RELAXED);
-    writer->stash_units--;
     if (!extension) { /* stashed slots are unplaced extensions; only we may touch this word */
         const uint64_t word = atomic_load_explicit(&region->slot[slot].word, RELAXED);
         atomic_store_explicit(&region->slot[slot].word,
@@ -159,7 +158,6 @@ static void stash_slot(struct mp_writer *writer, uint32_t slot) {
                           RELAXED);
     atomic_store_explicit(&header->next, writer->stash, RELAXED);
     writer->stash = slot;
-    writer->stash_units++;
 }
 
 void mp_drop_stash(struct mp_writer *writer) {
@@ -169,7 +167,8 @@ void mp_drop_stash(struct mp_writer *writer) {
         writer->stash = atomic_load_explicit(&writer->region.slot[slot].next, RELAXED);
         mp_unclaim(&writer->region, slot, writer->owner);
     }
-    writer->stash_units = 0;
+    /* Free first, then look: together with first_waiter's look and the claim behind it, in the
+     * order of all, either this sees the waiter or the sender sees the slot. */
     if (mp_anyone_waits(&writer->region)) mp_wake_sender(writer, 0);
 }
 
@@ -224,9 +223,9 @@ static inline void join(struct mp_region *region, uint32_t slot, uint32_t owner)
     if (!(seen & bit)) atomic_store_explicit(set, seen | bit, RELAXED);
 }
 
-static void note_sealed(struct mp_place *place, uint32_t slot, uint64_t word) {
+static void note_sealed(struct mp_place *place, uint64_t batch_id, uint32_t slot, uint64_t word) {
     if (place->sealed_count == MP_MAX_SEALED) return; /* the sender compresses the rest */
-    place->sealed[place->sealed_count++] = (struct mp_sealed){slot, mp_gen(word)};
+    place->sealed[place->sealed_count++] = (struct mp_sealed){batch_id, slot, mp_gen(word)};
 }
 
 static inline int is_full(uint32_t bytes, uint32_t records, uint32_t last, uint32_t batch_size) {
@@ -360,12 +359,13 @@ static enum turn append_open(struct mp_writer *writer, uint32_t partition, uint6
     }
     const uint32_t index = mp_records(word);
     const uint32_t bytes = mp_bytes(word);
-    if (index > 0 && (bytes + bound > batch_size || index >= MP_MAX_RECORDS)) {
+    /* A batch is linked with its first record in the making, so it is sealed or has one by now. */
+    if (bytes + bound > batch_size || index >= MP_MAX_RECORDS) {
         MP_STEP(7);
         if (!atomic_compare_exchange_strong_explicit(&header->word, &word, word | MP_SEAL, ACQ_REL,
                                                      RELAXED))
             return TURN_RETRY;
-        note_sealed(place, slot, word);
+        note_sealed(place, id, slot, word);
         return TURN_OPEN;
     }
     const uint64_t mine = word | mp_own(writer->owner);
@@ -382,8 +382,6 @@ static enum turn append_open(struct mp_writer *writer, uint32_t partition, uint6
             acknowledge(region, slot);
         return TURN_OPEN;
     }
-    if (index == 0)
-        atomic_store_explicit(&header->base_timestamp, records[0]->timestamp_ms, RELAXED);
     struct run run = {
         .batch_id = id,
         .slot = slot,
@@ -399,7 +397,7 @@ static enum turn append_open(struct mp_writer *writer, uint32_t partition, uint6
         MP_STEP(10);
         if (atomic_compare_exchange_strong_explicit(&header->word, &expected, sealed, RELEASE,
                                                     RELAXED))
-            note_sealed(place, slot, word);
+            note_sealed(place, id, slot, word);
         else
             acknowledge(region, slot);
         return TURN_NO_MEMORY;
@@ -428,7 +426,7 @@ static enum turn append_open(struct mp_writer *writer, uint32_t partition, uint6
     if (full) {
         /* Stopped here, the announcement may come late, but nobody depends on it: the next writer
          * of this partition finds the seal and announces the batch that it opens. */
-        note_sealed(place, slot, word);
+        note_sealed(place, id, slot, word);
         mp_announce(writer, partition, 1);
     }
     return TURN_DONE;
@@ -505,7 +503,7 @@ static enum turn append_new(struct mp_writer *writer, uint32_t partition, uint64
     }
     MP_STEP(18);
     writer->opened++;
-    if (full) note_sealed(place, slot, committed);
+    if (full) note_sealed(place, id, slot, committed);
     place->batch_id = id;
     place->slot = slot;
     place->index = 0;
@@ -569,11 +567,12 @@ void mp_announce(struct mp_writer *writer, uint32_t partition, int sealed) {
 void mp_wait_begin(struct mp_writer *writer, uint32_t units) {
     struct mp_pool *pool = writer->region.pool;
     struct mp_waiter *waiter = &pool->waiters[writer->owner];
+    mp_drop_stash(writer); /* nobody holds memory while he waits for more */
     atomic_store_explicit(&waiter->units, units, RELAXED);
-    atomic_store_explicit(&waiter->ticket, atomic_fetch_add_explicit(&pool->ticket, 1, RELAXED),
-                          RELAXED);
+    const uint64_t ticket = atomic_fetch_add_explicit(&pool->ticket, 1, RELAXED);
+    atomic_store_explicit(&waiter->ticket, ticket, RELAXED);
     MP_STEP(21);
-    atomic_store_explicit(&waiter->state, MP_W_WAITING, RELEASE);
+    atomic_store_explicit(&waiter->state, mp_waiting(ticket), RELEASE);
     MP_STEP(22);
     atomic_fetch_or_explicit(&pool->waiting[writer->owner / 64],
                              UINT64_C(1) << writer->owner % 64, memory_order_seq_cst);
@@ -587,37 +586,47 @@ int mp_wait_over(const struct mp_writer *writer) {
 }
 
 void mp_wait_slice(struct mp_writer *writer, int64_t timeout_ns) {
+    const struct mp_waiter *waiter = &writer->region.pool->waiters[writer->owner];
     if (!mp_wait_over(writer))
-        mp_futex_wait(&writer->region.pool->waiters[writer->owner].state, MP_W_WAITING,
-                      timeout_ns);
+        mp_futex_wait(&waiter->state,
+                      mp_waiting(atomic_load_explicit(&waiter->ticket, RELAXED)), timeout_ns);
 }
 
 int mp_wait_end(struct mp_writer *writer) {
     struct mp_pool *pool = writer->region.pool;
     struct mp_waiter *waiter = &pool->waiters[writer->owner];
-    uint32_t state = MP_W_WAITING;
+    uint32_t state = mp_waiting(atomic_load_explicit(&waiter->ticket, RELAXED));
     int granted = 0;
     MP_STEP(23);
     if (!atomic_compare_exchange_strong_explicit(&waiter->state, &state, MP_W_IDLE, ACQ_REL,
                                                  ACQUIRE) &&
         state == MP_W_GRANTED) {
         writer->stash = atomic_load_explicit(&waiter->first, RELAXED);
-        writer->stash_units = atomic_load_explicit(&waiter->units, RELAXED);
         granted = 1;
         MP_STEP(24);
         atomic_store_explicit(&waiter->state, MP_W_IDLE, RELEASE);
     }
     atomic_fetch_and_explicit(&pool->waiting[writer->owner / 64],
                               ~(UINT64_C(1) << writer->owner % 64), memory_order_seq_cst);
+    /* What the sender had put by for this wait goes to the next in the queue, or back. */
+    if (!granted) mp_wake_sender(writer, 0);
     return granted;
 }
 
 int mp_compress_begin(struct mp_writer *writer, struct mp_sealed batch) {
     /* The generation guards against a slot that was sent, freed and claimed again meanwhile. */
+    struct mp_slot *head = &writer->region.slot[batch.slot];
     uint64_t none = mp_compress_word(MP_C_NONE, batch.gen);
-    return atomic_compare_exchange_strong_explicit(&writer->region.slot[batch.slot].compress,
-                                                   &none, mp_compress_busy(writer->owner, batch.gen),
-                                                   ACQ_REL, RELAXED);
+    MP_STEP(27);
+    if (!atomic_compare_exchange_strong_explicit(&head->compress, &none,
+                                                 mp_compress_busy(writer->owner, batch.gen),
+                                                 ACQ_REL, RELAXED))
+        return 0;
+    MP_STEP(28);
+    /* Generations come round; ids do not. From here on the sender keeps the batch. */
+    if (atomic_load_explicit(&head->batch_id, RELAXED) == batch.batch_id) return 1;
+    mp_compress_abandon(writer, batch);
+    return 0;
 }
 
 void mp_compress_abandon(struct mp_writer *writer, struct mp_sealed batch) {

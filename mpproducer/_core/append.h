@@ -23,6 +23,7 @@ enum mp_status {
 
 /* A batch this process sealed, as its compressor names it. */
 struct mp_sealed {
+    uint64_t batch_id;
     uint32_t slot;
     uint32_t gen;
 };
@@ -43,7 +44,6 @@ struct mp_writer {
     struct mp_region region;
     uint32_t owner;
     uint32_t stash;      /* slots granted to us and not used yet, chained by next; or MP_NONE */
-    uint32_t stash_units;
     int wake_fd;
     uint64_t lost_commits;
     uint64_t steals;

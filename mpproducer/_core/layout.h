@@ -19,14 +19,14 @@
  *             T5   sender: or SEAL; worker: CAS    all             acq_rel          T2
  *             T6   former owner: and ~owner        sender          release          T8
  *             T8   sender: -> FREE, gen kept       claimer         acq_rel          T6, T1
- *             T9   claimer, never linked: -> FREE  claimer         release          T1
+ *             T9   claimer, never linked: -> FREE  claimer, sender seq_cst          T1, waiting[]
  *  slot.batch_id,  claimer or owner while it owns  all             relaxed,         published by
  *   prev, next,     the slot (T1..T2)                              under word       link or T2
  *   tail, pos, base/max timestamp, participants
  *  slot.compress   worker and sender (CAS)         both            acq_rel          itself
  *  dirty[]         worker (or), sender (xchg 0)    sender          seq_cst          wake (Dekker)
  *  wake            sender (xchg), worker (CAS->0)  worker          seq_cst          dirty (Dekker)
- *  waiting[]       worker (or / and own bit)       all             seq_cst          wake (Dekker)
+ *  waiting[]       worker (or / and own bit)       all             seq_cst          wake, T9 (Dekker)
  *  waiter.state    worker, sender (CAS)            both, futex     acq_rel          itself
  *  cursor          any claimer, a hint             claimer         relaxed          -
  *  sticky[t]       worker, sender (CAS), a hint    worker          relaxed          -
@@ -170,7 +170,12 @@ struct mp_partition {
 };
 _Static_assert(sizeof(struct mp_partition) == MP_LINE, "one line per open word");
 
+/* waiter.state: ticket(30) | one of these(2). With its ticket a wait that followed another one of the
+ * same owner does not pass for it, and is not served in its place. */
 enum { MP_W_IDLE, MP_W_WAITING, MP_W_GRANTED };
+static inline uint32_t mp_waiting(uint64_t ticket) {
+    return (uint32_t)ticket << 2 | MP_W_WAITING;
+}
 /* One writer waiting for memory per owner; threads of a process queue up before it. */
 struct mp_waiter {
     _Alignas(64) mp_a32 state; /* futex word */
@@ -194,8 +199,8 @@ struct mp_pool {
 };
 
 struct mp_extent {
-    uint32_t first; /* partition index of the first partition of this run */
-    uint32_t count;
+    mp_a32 first; /* partition index of the first partition of this run */
+    mp_a32 count;
 };
 
 enum { MP_T_WANTED, MP_T_READY, MP_T_ERROR };

@@ -161,6 +161,9 @@ static void release_now(struct mp_sender *sender, uint32_t slot) {
 }
 
 int mp_release(struct mp_sender *sender, uint32_t slot) {
+    /* The worker that filled it may only now come to compress it: too late from here on. */
+    uint32_t owner, first, bytes;
+    mp_compressed(sender, slot, &owner, &first, &bytes);
     if (is_quiet(sender, slot)) {
         release_now(sender, slot);
         return 1;
@@ -254,8 +257,9 @@ static uint32_t first_waiter(struct mp_sender *sender, uint32_t *count) {
         for (; bits; bits &= bits - 1) {
             const uint32_t owner = i * 64 + (uint32_t)__builtin_ctzll(bits);
             struct mp_waiter *waiter = &pool->waiters[owner];
-            if (atomic_load_explicit(&waiter->state, ACQUIRE) != MP_W_WAITING) continue;
+            const uint32_t state = atomic_load_explicit(&waiter->state, ACQUIRE);
             const uint64_t ticket = atomic_load_explicit(&waiter->ticket, RELAXED);
+            if (state != mp_waiting(ticket)) continue;
             (*count)++;
             if (ticket < best) {
                 best = ticket;
@@ -264,12 +268,6 @@ static uint32_t first_waiter(struct mp_sender *sender, uint32_t *count) {
         }
     }
     return found;
-}
-
-uint32_t mp_waiters(struct mp_sender *sender) {
-    uint32_t count;
-    first_waiter(sender, &count);
-    return count;
 }
 
 static void drop_partial(struct mp_sender *sender) {
@@ -281,6 +279,13 @@ static void drop_partial(struct mp_sender *sender) {
     }
     sender->partial_owner = 0;
     sender->partial_units = 0;
+}
+
+uint32_t mp_waiters(struct mp_sender *sender) {
+    uint32_t count;
+    first_waiter(sender, &count);
+    if (count == 0) drop_partial(sender); /* whoever it was put by for has given up */
+    return count;
 }
 
 uint32_t mp_grant(struct mp_sender *sender) {
@@ -310,7 +315,7 @@ uint32_t mp_grant(struct mp_sender *sender) {
             sender->partial_units++;
         }
         atomic_store_explicit(&waiter->first, sender->partial_first, RELAXED);
-        uint32_t waiting = MP_W_WAITING;
+        uint32_t waiting = mp_waiting(ticket);
         MP_STEP(43);
         if (atomic_compare_exchange_strong_explicit(&waiter->state, &waiting, MP_W_GRANTED,
                                                     RELEASE, RELAXED)) {
@@ -320,7 +325,7 @@ uint32_t mp_grant(struct mp_sender *sender) {
             mp_futex_wake(&waiter->state, INT_MAX);
             served++;
         }
-        /* Else it timed out between: the next turn drops the partial grant. */
+        /* Else it timed out between, and may wait again: the next turn drops the partial grant. */
     }
 }
 
@@ -336,12 +341,16 @@ int mp_sleep_begin(struct mp_sender *sender, uint64_t deadline_us) {
     struct mp_region *region = &sender->region;
     const uint64_t word = deadline_us << 16 | (++sender->epoch & 0xffffu);
     atomic_exchange_explicit(&region->pool->wake, word, SEQ_CST);
-    uint64_t busy = 0;
+    uint64_t busy = 0, waiting = 0;
     for (uint32_t i = 0; i < (region->max_partitions + 63) / 64; i++)
         busy |= atomic_load_explicit(&region->dirty[i], SEQ_CST);
-    for (uint32_t i = 0; i < MP_OWNER_WORDS; i++)
-        busy |= atomic_load_explicit(&region->pool->waiting[i], SEQ_CST) &
-                ~sender->seen_waiting[i];
+    for (uint32_t i = 0; i < MP_OWNER_WORDS; i++) {
+        const uint64_t bits = atomic_load_explicit(&region->pool->waiting[i], SEQ_CST);
+        busy |= bits ^ sender->seen_waiting[i]; /* come, or gone: what was put by must move on */
+        waiting |= bits;
+    }
+    /* Who gave memory back, or began a second wait, while the word was still 0 has woken nobody. */
+    if (!busy && waiting) busy = mp_grant(sender);
     if (busy) mp_sleep_end(sender);
     return busy == 0;
 }
@@ -397,16 +406,16 @@ int mp_topic_grow(struct mp_sender *sender, uint32_t topic, uint32_t partitions,
     if (partitions > known) {
         const uint32_t more = partitions - known;
         if (more > region->max_partitions - *next_index) return -1;
-        const uint32_t last = entry->extents;
-        if (last > 0 && entry->extent[last - 1].first + entry->extent[last - 1].count ==
-                            *next_index) {
+        struct mp_extent *run = entry->extents > 0 ? &entry->extent[entry->extents - 1] : NULL;
+        const uint32_t count = run ? atomic_load_explicit(&run->count, RELAXED) : 0;
+        if (run && atomic_load_explicit(&run->first, RELAXED) + count == *next_index) {
             /* Readers add up counts below partition_count only, which is stored after this. */
-            entry->extent[last - 1].count += more;
+            atomic_store_explicit(&run->count, count + more, RELAXED);
         } else {
-            if (last == MP_EXTENTS) return -1;
-            entry->extent[last].first = *next_index;
-            entry->extent[last].count = more;
-            entry->extents = last + 1;
+            if (entry->extents == MP_EXTENTS) return -1;
+            run = &entry->extent[entry->extents++];
+            atomic_store_explicit(&run->first, *next_index, RELAXED);
+            atomic_store_explicit(&run->count, more, RELAXED);
         }
         for (uint32_t i = 0; i < more; i++)
             atomic_store_explicit(&region->available[*next_index + i], 1, RELAXED);

@@ -390,7 +390,7 @@ static PyObject *pool_close_region(Pool *self, PyObject *Py_UNUSED(ignored)) {
     atomic_store_explicit(&self->sender.region.ctl->closed, 1, memory_order_seq_cst);
     for (uint32_t owner = 1; owner <= MP_MAX_OWNERS; owner++) {
         struct mp_waiter *waiter = &self->sender.region.pool->waiters[owner];
-        if (atomic_load_explicit(&waiter->state, memory_order_relaxed) == MP_W_WAITING)
+        if (atomic_load_explicit(&waiter->state, memory_order_relaxed) != MP_W_IDLE)
             mp_futex_wake(&waiter->state, 1024);
     }
     mp_topic_notify(&self->sender);

@@ -93,7 +93,7 @@ uint32_t mp_claim(struct mp_region *region, uint32_t owner, int extension) {
                                slots);
     for (uint32_t seen = 0; seen < slots; seen++) {
         mp_a64 *word = &region->slot[slot].word;
-        uint64_t free_word = atomic_load_explicit(word, memory_order_relaxed);
+        uint64_t free_word = atomic_load_explicit(word, memory_order_seq_cst);
         if (!(free_word & MP_LIVE)) {
             const uint64_t claimed = bits | ((free_word + MP_GEN_ONE) & MP_GEN_MASK);
             MP_STEP(1);
@@ -125,7 +125,7 @@ void mp_unclaim(struct mp_region *region, uint32_t slot, uint32_t owner) {
     MP_STEP(3);
     while (mp_owner(seen) == owner &&
            !atomic_compare_exchange_weak_explicit(word, &seen, seen & MP_GEN_MASK,
-                                                  memory_order_release, memory_order_relaxed)) {
+                                                  memory_order_seq_cst, memory_order_relaxed)) {
     }
     mp_hint_free(region, slot);
 }
@@ -133,7 +133,7 @@ void mp_unclaim(struct mp_region *region, uint32_t slot, uint32_t owner) {
 int mp_anyone_waits(const struct mp_region *region) {
     uint64_t any = 0;
     for (uint32_t i = 0; i < MP_OWNER_WORDS; i++)
-        any |= atomic_load_explicit(&region->pool->waiting[i], memory_order_relaxed);
+        any |= atomic_load_explicit(&region->pool->waiting[i], memory_order_seq_cst);
     return any != 0;
 }
 

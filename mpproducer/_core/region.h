@@ -72,9 +72,12 @@ uint32_t mp_topic_find(const struct mp_region *region, const char *name, size_t 
 /* Partition index of a partition below partition_count, or MP_NONE. */
 static inline uint32_t mp_topic_index(const struct mp_topic *topic, uint32_t partition) {
     for (uint32_t i = 0; i < MP_EXTENTS; i++) {
-        const struct mp_extent run = topic->extent[i];
-        if (partition < run.count) return run.first + partition;
-        partition -= run.count;
+        /* Relaxed: what partition_count covers was written before it, and only grows. */
+        const struct mp_extent *run = &topic->extent[i];
+        const uint32_t count = atomic_load_explicit(&run->count, memory_order_relaxed);
+        if (partition < count)
+            return atomic_load_explicit(&run->first, memory_order_relaxed) + partition;
+        partition -= count;
     }
     return MP_NONE;
 }

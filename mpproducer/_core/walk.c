@@ -4,6 +4,9 @@
 #define RELAXED memory_order_relaxed
 #define ACQUIRE memory_order_acquire
 
+/* Attributes, two deltas, null key, null value, no headers: one byte each. */
+#define MIN_BODY 6
+
 struct reader {
     const uint8_t *data;
     const struct mp_span *span;
@@ -79,7 +82,7 @@ static const char *check_record(struct reader *in, uint32_t index, uint64_t left
                                 int64_t *delta) {
     uint64_t used = 0;
     const int64_t body = get_varint(in, 5, &used);
-    if (in->failed || body < 6 || (uint64_t)body > left - used)
+    if (in->failed || body < MIN_BODY || (uint64_t)body > left - used)
         return "a record's length does not fit its batch";
     *total = used + (uint64_t)body;
     used = 1;
@@ -113,7 +116,8 @@ const char *mp_check_records(const uint8_t *data, const struct mp_span *span, ui
         if (delta > max_delta) max_delta = delta;
     }
     if (left != 0) return "the batch has bytes behind its last record";
-    walk->max_timestamp = walk->base_timestamp + max_delta;
+    if (__builtin_add_overflow(walk->base_timestamp, max_delta, &walk->max_timestamp))
+        return "a record's timestamp is out of range";
     return NULL;
 }
 

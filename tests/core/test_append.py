@@ -1,0 +1,310 @@
+"""What append writes, byte for byte, against an independent encoder; and what the walk refuses."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from kafka.partitioner.default import murmur2 as kafka_murmur2
+
+from mpproducer._core import native
+
+SLOTS = 24
+Headers = list[tuple[str, bytes | None]]
+
+
+class Record(NamedTuple):
+    value: bytes | None
+    key: bytes | None = None
+    headers: Headers | None = None
+    timestamp_ms: int = 1000
+
+
+# --- the twin: written from the protocol's description, not from the core
+
+
+def varint(number: int) -> bytes:
+    zigzag = (number << 1) ^ (number >> 63)
+    out = bytearray()
+    while zigzag > 0x7F:
+        out.append(zigzag & 0x7F | 0x80)
+        zigzag >>= 7
+    out.append(zigzag)
+    return bytes(out)
+
+
+def field(data: bytes | None) -> bytes:
+    return varint(-1) if data is None else varint(len(data)) + data
+
+
+def encode(record: Record, index: int, base_ms: int) -> bytes:
+    body = b"\0" + varint(record.timestamp_ms - base_ms) + varint(index)
+    body += field(record.key) + field(record.value)
+    headers = record.headers or []
+    body += varint(len(headers))
+    for name, value in headers:
+        body += field(name.encode()) + field(value)
+    return varint(len(body)) + body
+
+
+# --- one process that is both sides
+
+
+class Host:
+    """A pool, a topic of one partition, and a producer attached to it."""
+
+    def __init__(self, batch_size: int = 1 << 20, slots: int = SLOTS) -> None:
+        ctl_size, pool_size = native.segment_sizes(slots, 4, 1)
+        ctl, memory = os.memfd_create("ctl"), os.memfd_create("pool")
+        os.ftruncate(ctl, ctl_size)
+        os.ftruncate(memory, pool_size)
+        self.pool = native.Pool(
+            ctl, memory, slots, 4, 1, batch_size=batch_size, max_request_size=1 << 22,
+            linger_us=1000, generation=1,
+        )  # fmt: skip
+        self.pool.owner_alive(1, True)
+        self.pool.topic_ready(self.pool.topic_add("t"), 1)
+        self.memory = os.dup(memory)
+        self.reader, self.writer = os.pipe()
+        wake = os.eventfd(0, os.EFD_NONBLOCK)
+        # The attachment takes its descriptors over.
+        self.attachment = native.Attachment(ctl, memory, wake, self.reader, 1, slots, 4, 1)
+        self.slots = slots
+
+        class Producer(native.ProducerBase):
+            pass
+
+        self.producer = Producer()
+        self.producer._attachment = self.attachment
+        self.producer._max_block_ns = 0
+
+    def send(self, record: Record) -> native.DeliveryFuture:
+        return self.producer.send(
+            "t", record.value, record.key, record.headers, None, record.timestamp_ms
+        )
+
+    def payload(self) -> memoryview:
+        pool: Any = self.pool  # the buffer protocol has no type before Python 3.12
+        return memoryview(pool)
+
+    def take(self) -> list[tuple[int, int, int, bytes]]:
+        """(records, base, max timestamp, bytes) of every batch so far; their memory goes back."""
+        found = []
+        for _, slot in self.pool.new_batches(0):
+            assert self.pool.seal(slot)
+            records, size, base_ms, max_ms, owners, spans = self.pool.walk(slot)
+            assert records == 0 or owners == (1,)
+            with self.payload() as payload:
+                data = b"".join(payload[at : at + length] for at, length in spans)
+            assert len(data) == size
+            found.append((records, base_ms, max_ms, data))
+            assert self.pool.release(slot)
+        return found
+
+    def close(self) -> None:
+        self.producer._attachment = None
+        self.attachment.close()
+        os.close(self.writer)
+        os.close(self.memory)
+        self.pool.close()
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    made = Host()
+    yield made
+    made.take()
+    assert made.pool.free_slots() == made.slots
+    made.close()
+
+
+def check_same(host: Host, sent: list[Record]) -> None:
+    """The batches hold exactly the records that were sent, as the twin encodes them."""
+    place = 0
+    for records, base_ms, max_ms, data in host.take():
+        mine = sent[place : place + records]
+        assert data == b"".join(encode(r, i, mine[0].timestamp_ms) for i, r in enumerate(mine))
+        assert base_ms == mine[0].timestamp_ms
+        assert max_ms == max(r.timestamp_ms for r in mine)
+        place += records
+    assert place == len(sent)
+
+
+some_bytes = st.none() | st.binary(max_size=40) | st.integers(0, 40000).map(lambda n: b"x" * n)
+some_headers = st.none() | st.lists(
+    st.tuples(st.text(max_size=8), st.none() | st.binary(max_size=20)), max_size=4
+)
+some_times = st.integers(0, 2**63 - 1) | st.integers(1000, 1200)
+some_records = st.lists(
+    st.builds(Record, some_bytes, some_bytes, some_headers, some_times), max_size=5
+)
+
+
+@settings(
+    max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
+@given(some_records)
+def test_records_are_encoded_as_by_the_twin(host: Host, records: list[Record]) -> None:
+    futures = [host.send(record) for record in records]
+    assert not any(future.done() for future in futures), "a record was not appended"
+    check_same(host, records)
+
+
+def test_a_record_of_nothing_but_nulls_is_a_record(host: Host) -> None:
+    host.send(Record(None))
+    check_same(host, [Record(None)])
+
+
+def test_offset_deltas_grow_by_a_byte_at_64_and_at_8192(host: Host) -> None:
+    sent = [Record(b"v", timestamp_ms=1000 + i % 3) for i in range(8200)]
+    futures = [host.send(record) for record in sent]
+    assert [futures[i].index for i in (0, 63, 64, 8191, 8192)] == [0, 63, 64, 8191, 8192]
+    check_same(host, sent)
+
+
+def test_a_batch_takes_its_maximum_of_records_and_no_more(host: Host) -> None:
+    sent = [Record(None) for _ in range(native.MAX_BATCH_RECORDS + 1)]
+    futures = [host.send(record) for record in sent]
+    assert futures[-2].index == native.MAX_BATCH_RECORDS - 1
+    assert futures[-1].index == 0
+    check_same(host, sent)
+
+
+@pytest.mark.parametrize("around", range(-3, 4))
+def test_chains_over_the_ends_of_slots(host: Host, around: int) -> None:
+    """Records that end just before, at and behind a slot's end, and span several."""
+    head = len(encode(Record(b""), 0, 1000))
+    first = native.SLOT_SIZE - head - 2 + around
+    sent = [Record(b"a" * first), Record(b"b" * 5), Record(b"c" * 3 * native.SLOT_SIZE)]
+    sent += [Record(b"d", key=b"k" * 20000, headers=[("h", b"x" * 17000)]), Record(b"end")]
+    for record in sent:
+        host.send(record)
+    check_same(host, sent)
+
+
+def test_a_batch_that_is_full_is_sealed_and_the_next_one_takes_over() -> None:
+    host = Host(batch_size=20000)
+    rng = random.Random(5)
+    sent = [Record(rng.randbytes(rng.randrange(9000))) for _ in range(40)]
+    for record in sent:
+        host.send(record)
+    slots = [slot for _, slot in host.pool.new_batches(0)]
+    assert len(slots) > 5
+    assert all(host.pool.peek(slot)[0] for slot in slots[:-1]), "only the last one is open"
+    data = b""
+    for slot in slots:
+        host.pool.seal(slot)
+        assert host.pool.walk(slot)[1] <= 20000
+        data += b"."
+        host.pool.release(slot)
+    assert host.pool.free_slots() == SLOTS
+    host.close()
+
+
+def test_murmur2_is_javas(rng: random.Random) -> None:
+    java = {
+        b"21": -973932308,
+        b"foobar": -790332482,
+        b"a-little-bit-long-string": -985981536,
+        b"a-little-bit-longer-string": -1486304829,
+        b"lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8": -58897971,
+        b"abc": 479470107,
+    }
+    for data, expected in java.items():
+        assert native.murmur2(data) == expected & 0xFFFFFFFF
+    for size in [*range(40), 1000, 4097]:
+        data = rng.randbytes(size)
+        assert native.murmur2(data) == kafka_murmur2(data) & 0xFFFFFFFF
+
+
+# --- the walk against damaged memory
+
+
+def parse(data: bytes, records: int) -> bool:
+    """Whether these bytes are `records` records, by the protocol's description."""
+    at = 0
+
+    def number(limit: int) -> int:
+        nonlocal at
+        zigzag = 0
+        for i in range(limit):
+            byte = data[at]
+            at += 1
+            zigzag |= (byte & 0x7F) << 7 * i
+            if byte < 0x80:
+                zigzag &= 2**64 - 1
+                return zigzag >> 1 ^ -(zigzag & 1)
+        raise ValueError("a varint is too long")
+
+    def skip(end: int, *, nullable: bool) -> None:
+        nonlocal at
+        length = number(5)
+        if length < (-1 if nullable else 0) or at + max(length, 0) > end:
+            raise ValueError("a field leaves its record")
+        at += max(length, 0)
+
+    try:
+        for index in range(records):
+            length = number(5)
+            end = at + length
+            if length < 0 or end > len(data) or data[at] != 0:
+                return False
+            at += 1
+            number(10)
+            if number(5) != index:
+                return False
+            skip(end, nullable=True)
+            skip(end, nullable=True)
+            headers = number(5)
+            if headers < 0:
+                return False
+            for _ in range(headers):
+                skip(end, nullable=False)
+                skip(end, nullable=True)
+            if at != end:
+                return False
+    except (ValueError, IndexError):
+        return False
+    return at == len(data)
+
+
+def test_the_walk_refuses_what_is_no_batch(host: Host, rng: random.Random) -> None:
+    """Every byte of a batch, damaged in several ways: the walk and the parser agree each time."""
+    for record in (
+        Record(None),
+        Record(b"value" * 30, b"key", [("a", b"b"), ("n", None)], 1001),
+        Record(b"", b"", None, 99000),
+        Record(b"z" * 3, None, None, 5),
+    ):
+        host.send(record)
+    [(_, slot)] = host.pool.new_batches(0)
+    assert host.pool.seal(slot)
+    records, size, _, _, _, spans = host.pool.walk(slot)
+    [(at, length)] = spans
+    assert length == size
+    with host.payload() as payload:
+        whole = bytes(payload[at : at + size])
+    start = native.segment_sizes(SLOTS, 4, 1)[1] - SLOTS * native.SLOT_SIZE + at
+    refused = accepted = 0
+    for place, byte in enumerate(whole):
+        for value in {0, 1, 0x7F, 0x80, 0xFF, byte ^ 1, byte ^ 0x80, rng.randrange(256)} - {byte}:
+            os.pwrite(host.memory, bytes([value]), start + place)
+            damaged = whole[:place] + bytes([value]) + whole[place + 1 :]
+            try:
+                host.pool.walk(slot)
+            except native.CorruptBatch:
+                assert not parse(damaged, records), (place, value)
+                refused += 1
+            else:
+                assert parse(damaged, records), (place, value)
+                accepted += 1
+        os.pwrite(host.memory, bytes([byte]), start + place)
+    assert refused > 100, "structure was never damaged"
+    assert accepted > 100, "content was never damaged"
+    assert host.pool.walk(slot)[0] == records
+    assert host.pool.release(slot)

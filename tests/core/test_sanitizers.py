@@ -1,0 +1,101 @@
+"""The core under clang: ThreadSanitizer with seeded relaxed orders, and the fuzzed record walk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+CORE = HERE.parent.parent / "mpproducer" / "_core"
+CORPUS = HERE / "corpus" / "records"
+SOURCES = ("append.c", "pool.c", "region.c", "walk.c")
+SECONDS = 3
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("clang") is None,
+    reason="clang is missing: apt-get install clang libclang-rt-14-dev",
+)
+
+# (file, text, replacement), applied in order.
+RELAXED = {
+    "T2": [("append.c", "&expected, committed, RELEASE,", "&expected, committed, RELAXED,")],
+    "T5": [
+        ("pool.c", "atomic_fetch_or_explicit(word, MP_SEAL, ACQ_REL);",
+         "atomic_fetch_or_explicit(word, MP_SEAL, RELAXED);"),
+        ("pool.c", "ACQUIRE memory_order_acquire", "ACQUIRE memory_order_relaxed"),
+        ("walk.c", "ACQUIRE memory_order_acquire", "ACQUIRE memory_order_relaxed"),
+    ],
+    "T6": [("append.c", "~MP_OWNER_MASK, RELEASE)", "~MP_OWNER_MASK, RELAXED)")],
+}  # fmt: skip
+
+
+def build(folder: Path, flags: str, main: str, changes: list[tuple[str, str, str]]) -> Path:
+    """Compile a harness with clang, the core changed as asked; skips without its runtime."""
+    probe = folder / "probe.c"
+    probe.write_text(
+        "int LLVMFuzzerTestOneInput(void); int LLVMFuzzerTestOneInput(void) "
+        "{return 0;}\n" + ("" if "fuzzer" in flags else "int main(void){return 0;}")
+    )
+    have = subprocess.run(
+        ["clang", flags, str(probe), "-o", str(folder / "probe")], check=False,
+        capture_output=True, timeout=60,
+    )  # fmt: skip
+    if have.returncode != 0:
+        pytest.skip("clang's sanitizer runtime is missing: apt-get install libclang-rt-14-dev")
+    files = []
+    for name in SOURCES:
+        text = (CORE / name).read_text()
+        for where, before, after in changes:
+            if where == name:
+                assert before in text, "the mutant no longer fits the code"
+                text = text.replace(before, after)
+        files.append(folder / name)
+        files[-1].write_text(text)
+    target = folder / "program"
+    command = ["clang", "-std=c11", "-O1", "-g", "-D_GNU_SOURCE", flags]
+    command += ["-fno-sanitize-recover=undefined", f"-I{CORE}", str(HERE / main)]
+    subprocess.run(
+        [*command, *map(str, files), "-lpthread", "-o", str(target)], check=True, timeout=120
+    )
+    return target
+
+
+def run_threads(program: Path, seconds: float, seed: int) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(program), str(seconds), str(seed)], check=False, capture_output=True, text=True,
+        timeout=60 + seconds * 3,
+    )  # fmt: skip
+
+
+def test_threads_have_no_data_race(tmp_path: Path, seed: int) -> None:
+    done = run_threads(build(tmp_path, "-fsanitize=thread", "threads.c", []), SECONDS, seed)
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(done.stdout)
+    assert counts["appended"] > 1000
+    assert counts["waits"] > 0
+
+
+@pytest.mark.parametrize("word", RELAXED)
+def test_a_relaxed_order_is_found(tmp_path: Path, word: str, seed: int) -> None:
+    program = build(tmp_path, "-fsanitize=thread", "threads.c", RELAXED[word])
+    for attempt in range(5):
+        done = run_threads(program, SECONDS, seed + attempt)
+        if "ThreadSanitizer: data race" in done.stderr:
+            return
+    pytest.fail(f"{word} relaxed was not found in 5 runs")
+
+
+def test_the_fuzzed_walk_stays_inside_its_spans(tmp_path: Path, seed: int) -> None:
+    flags = "-fsanitize=fuzzer,address,undefined"
+    program = build(tmp_path, flags, "fuzz_records.c", [])
+    found = tmp_path / "found"
+    found.mkdir()
+    command = [str(program), "-max_total_time=8", f"-seed={seed % 2**31}", str(found), str(CORPUS)]
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, timeout=90, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
