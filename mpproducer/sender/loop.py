@@ -2,8 +2,10 @@
 
 One thread. Per turn: what arrived from the network, what workers announced in shared memory, then
 time; actions are carried out as they come, completions are written once per worker at the end, and
-then it sleeps until something happens, but never longer than MAX_SLEEP_NS: a worker that dies or
-stops between announcing and waking is found by the next turn.
+then it sleeps until something happens. While a batch is announced but has no record, or memory
+waits for a writer that stands still, it sleeps MAX_SLEEP_NS at most: no wake-up comes from a worker
+that was stopped and goes on. Otherwise every record has been announced before its commit, every
+death wakes by its pidfd, and an idle sender sleeps.
 
 An exception in a handler is a bug: it leaves `run`, and the process tells every worker what can be
 told and ends (process.py). Nothing is logged and carried on with.
@@ -23,6 +25,7 @@ from mpproducer.net.resolve import Resolver
 from mpproducer.sender import actions, codec
 from mpproducer.sender.abort import tell_everybody
 from mpproducer.sender.actions import Event
+from mpproducer.sender.batch import NEVER_NS
 from mpproducer.sender.connections import Connections
 from mpproducer.sender.machine import Machine
 from mpproducer.sender.retry import Randomness
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("mpproducer.sender")
 
 MAX_SLEEP_NS: Final = 100_000_000
+IDLE_SLEEP_NS: Final = 5_000_000_000  # a last resort, should the argument above have a hole
 _SOON_NS: Final = 1_000_000
 _PUBLISH_NS: Final = 50_000_000
 _STALE_NS: Final = 1_000_000_000
@@ -72,7 +76,8 @@ class Loop:
         self.resolver = Resolver(self.wake)
         self.produce = codec.ProduceEncoder(config.client_id)
         self.exit_why = ""
-        self.on_turn: Callable[[int], None] | None = None
+        self.on_turn: Callable[[int], int] | None = None  # returns when it wants the next call
+        self._turn_due_ns = NEVER_NS
         self._events: deque[Event] = deque()
         self._answers: deque[Event] = deque()
         self._feeding = False
@@ -80,6 +85,8 @@ class Loop:
         self._published_ns = 0
         self._backlogged: dict[int, Worker] = {}
         self._quarantine_ns = 0
+        self._until_ns = self.now_ns  # when the sleep was to end
+        self._waiting = 0  # writers that wait for memory
         epoll.register(wake_fd, select.EPOLLIN)
         handlers[wake_fd] = self._on_wake
         self._apply: dict[type[Any], Callable[[Any], None]] = {
@@ -128,12 +135,12 @@ class Loop:
         due_ns = self.machine.next_deadline_ns()
         # A process that was stopped wakes with everything overdue: what has arrived meanwhile is
         # handed over first, in full, before anything is declared late.
-        stale = slept_ns > _STALE_NS + MAX_SLEEP_NS and bool(events)
+        stale = self.now_ns - self._until_ns > _STALE_NS and bool(events)
         if due_ns is not None and due_ns <= self.now_ns and not stale:
             self.report(actions.Tick())
         self._memory()
         if self.on_turn is not None:
-            self.on_turn(self.now_ns)
+            self._turn_due_ns = self.on_turn(self.now_ns)
         self._flush_completions()
         self.counters.loop_turn_total += 1
 
@@ -143,14 +150,9 @@ class Loop:
         self.counters.loop_time_us_total += busy_ns // 1000
         if busy_ns > self.counters.loop_gap_us_max * 1000:
             self.counters.loop_gap_us_max = busy_ns // 1000
-        if now_ns - self._published_ns > _PUBLISH_NS:
+        self._until_ns = until_ns = self._wake_up_ns(now_ns)
+        if now_ns - self._published_ns > _PUBLISH_NS or until_ns - now_ns > MAX_SLEEP_NS:
             self.publish_counters()
-        if self._events or self._answers or self.exit_why:
-            return self.epoll.poll(0)
-        due_ns = self.machine.next_deadline_ns()
-        until_ns = now_ns + (_SOON_NS if self.store.waits_for_worker() else MAX_SLEEP_NS)
-        if due_ns is not None and due_ns < until_ns:
-            until_ns = due_ns
         if until_ns <= now_ns:
             return self.epoll.poll(0)
         if not self.pool.sleep_begin(until_ns // 1000 + 1):
@@ -162,6 +164,21 @@ class Loop:
             return self.epoll.poll((until_ns - now_ns) / 1e9)
         finally:
             self.pool.sleep_end()
+
+    def _wake_up_ns(self, now_ns: int) -> int:
+        """Until when the loop may sleep if nothing happens."""
+        if self._events or self._answers or self.exit_why:
+            return now_ns
+        store = self.store
+        if store.waits_for_worker():
+            most_ns = _SOON_NS
+        elif store.watches_worker() or self._waiting:
+            most_ns = MAX_SLEEP_NS
+        else:
+            most_ns = IDLE_SLEEP_NS
+        until_ns = min(now_ns + most_ns, self._turn_due_ns)
+        due_ns = self.machine.next_deadline_ns()
+        return until_ns if due_ns is None else min(until_ns, due_ns)
 
     def wake(self) -> None:
         """Make the sleeping loop turn; callable from every thread."""
@@ -221,7 +238,7 @@ class Loop:
     def _memory(self) -> None:
         """Blocked writers: nothing lingers while they wait; serve them when memory came back."""
         pool = self.pool
-        waiting = pool.waiters()
+        self._waiting = waiting = pool.waiters()
         if waiting:
             self.report(actions.MemoryShort())
             self.counters.memory_granted_total += pool.grant()

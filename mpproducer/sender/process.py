@@ -139,9 +139,9 @@ class Process:
 
     def run(self) -> int:
         """Serve until the end; returns the exit code."""
-        signal.signal(signal.SIGTERM, self._on_term)
         code = 0
         try:
+            self._watch_signals()
             loop = self._first_worker()
             if loop is not None:
                 loop.on_turn = self._on_turn
@@ -154,15 +154,32 @@ class Process:
             self._end()
         return code
 
+    def _watch_signals(self) -> None:
+        """A signal just before the loop sleeps must not wait for the end of the sleep: the
+        interpreter's own handler writes to a pipe that the loop watches."""
+        there, here = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._keep(there)
+        self._keep(here)
+        signal.set_wakeup_fd(here, warn_on_full_buffer=False)
+        self._epoll.register(there, select.EPOLLIN)
+        self._handlers[there] = lambda _mask: self._forget_signals(there)
+        signal.signal(signal.SIGTERM, self._on_term)
+
+    @staticmethod
+    def _forget_signals(pipe: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(pipe, 4096)
+
     def _on_term(self, _number: int, _frame: FrameType | None) -> None:
         self._terms += 1
 
-    def _on_turn(self, now_ns: int) -> None:
-        self._server.on_turn(now_ns)
+    def _on_turn(self, now_ns: int) -> int:
+        due_ns = self._server.on_turn(now_ns)
         if self._terms:
             at_once = self._terms > 1
             if at_once or not self._server.closing:
                 self._server.terminate(at_once=at_once)
+        return due_ns
 
     def _first_worker(self) -> Loop | None:
         """Wait for the first hello, which brings the configuration; bounded."""
@@ -257,6 +274,7 @@ class Process:
         self._epoll.close()
         if self._pool is not None:
             self._pool.close()
+        signal.set_wakeup_fd(-1)
         for fd in self._fds:
             os.close(fd)
         self._remove_folder()

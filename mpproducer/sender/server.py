@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mpproducer.config import Config
 from mpproducer.errors import ConfigError, SenderError
 from mpproducer.sender import actions
+from mpproducer.sender.batch import NEVER_NS
 from mpproducer.sender.workers import Worker
 from mpproducer.shm import control
 from mpproducer.version import __version__
@@ -120,13 +121,16 @@ class Server:
             self._handlers[fd] = lambda _mask, greeting=greeting: self._greet(greeting)  # type: ignore[misc]
             self._epoll.register(fd, select.EPOLLIN)
 
-    def on_turn(self, now_ns: int) -> None:
-        """Bounds: peers that never say hello, and the pause after running out of descriptors."""
+    def on_turn(self, now_ns: int) -> int:
+        """Bounds: peers that never say hello, and the pause after running out of descriptors.
+        Returns when there is something to do next."""
         for greeting in [g for g in self._greetings.values() if g.until_ns <= now_ns]:
             self._drop(greeting)
         if self._accept_again_ns and self._accept_again_ns <= now_ns:
             self._accept_again_ns = 0
             self._epoll.modify(self._listener.fileno(), select.EPOLLIN)
+        greetings = [greeting.until_ns for greeting in self._greetings.values()]
+        return min([self._accept_again_ns or NEVER_NS, *greetings])
 
     def _drop(self, greeting: Greeting) -> None:
         self._forget(greeting)

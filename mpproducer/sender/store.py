@@ -205,6 +205,10 @@ class Store:
         about to commit: look again soon. One that does not commit for long is stopped."""
         return bool(self._busy) or (bool(self._unborn) and self._looks < _UNBORN_LOOKS)
 
+    def watches_worker(self) -> bool:
+        """Something of a worker that stands still is watched: it gives no sign when it goes on."""
+        return bool(self._unborn) or self.quarantined
+
     # --- giving back
 
     def release(self, batch: ProducerBatch) -> None:

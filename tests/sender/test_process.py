@@ -166,6 +166,7 @@ def test_a_crash_is_told_to_the_workers_and_is_the_exit_status(
     place = config._place
     place.create()
     monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(signal, "set_wakeup_fd", lambda *_, **__: -1)
     codes: list[tuple[int, bytes]] = []
     thread = threading.Thread(target=lambda: codes.append(_serve(place)), daemon=True)
     thread.start()
@@ -187,3 +188,14 @@ def test_a_crash_is_told_to_the_workers_and_is_the_exit_status(
     assert broken.is_set()
     assert [code for code, _ in codes] == [process.EXIT_CRASHED]
     config.close(timeout=1)
+
+
+def test_an_idle_sender_sleeps(broker: Broker, status_of: Callable[[Any], dict[str, Any]]) -> None:
+    """Only the two questions wake it, and the answers' way out."""
+    with mpproducer.Producer(bootstrap_servers=broker.bootstrap_servers) as producer:
+        producer.send("t", b"one").result(10)
+        time.sleep(0.3)
+        before = status_of(producer)["counters"]["loop-turn-total"]
+        time.sleep(1.5)
+        turns = status_of(producer)["counters"]["loop-turn-total"] - before
+    assert turns <= 6, turns
