@@ -11,6 +11,7 @@ import os
 import select
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -19,6 +20,17 @@ from mpproducer.shm.rendezvous import Rendezvous
 
 LOG_TAIL_BYTES = 2000
 _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "RES_OPTIONS")
+
+_SPAWN_S = 1.0
+
+_spawning = threading.Lock()
+"""Held while `Popen` runs, and across a fork of this process:
+
+1. Thread A is in `Popen`, which reads a pipe until its child's exec has closed the other end.
+2. Thread B forks: its child has that end too, and keeps it.
+3. The child sends, finds that a sender is being started, and waits for A; A waits for the child.
+"""
+_forking = threading.local()
 
 
 def start_sender(place: Rendezvous, python: str | None, deadline_ns: int) -> None:
@@ -39,16 +51,17 @@ def start_sender(place: Rendezvous, python: str | None, deadline_ns: int) -> Non
     try:
         command += ["--ready-fd", str(ready_write)]
         try:
-            starter = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-                pass_fds=(ready_write,),
-                cwd="/",
-                env=_environment(),
-                start_new_session=True,
-            )
+            with _spawning:
+                starter = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=log,
+                    pass_fds=(ready_write,),
+                    cwd="/",
+                    env=_environment(),
+                    start_new_session=True,
+                )
         except OSError as error:
             os.close(ready_read)
             raise SenderStartFailed(
@@ -133,3 +146,23 @@ def log_tail(path: Path) -> str:
     except OSError:
         return ""
     return f"; its log ends with:\n{tail}" if tail else ""
+
+
+def _before_fork() -> None:
+    # Bounded: a signal handler that forks may have interrupted the thread that holds it.
+    _forking.held = _spawning.acquire(timeout=_SPAWN_S)
+
+
+def _after_fork() -> None:
+    if _forking.held:
+        _spawning.release()
+
+
+def _after_fork_in_child() -> None:
+    global _spawning
+    _spawning = threading.Lock()
+
+
+os.register_at_fork(
+    before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
+)

@@ -8,6 +8,7 @@ import threading
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,12 +64,13 @@ def run_processes(
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("method", METHODS)
 def test_packages_by_four_processes_to_three_brokers(
-    kafka3: str, dump: Callable[[str, int], str], method: str,
+    kafka3: str, dump: Callable[[str, int], str], method: str, runtime_dir: Path,
     status_of: Callable[[Any], dict[str, Any]],
 ) -> None:  # fmt: skip
     topic = support.new_topic(kafka3, partitions=12, replication=3)
     sent = shares(support.package_lines())
-    config = {"compression.type": "zstd", "acks": "all"}
+    # A fork server has the environment of an earlier test: the folder goes with the pickle.
+    config = {"compression.type": "zstd", "acks": "all", "runtime.dir": str(runtime_dir)}
     with mpproducer.Producer(config, bootstrap_servers=kafka3) as producer:
         # Under fork the children inherit an attachment that they must not use; under all methods
         # it keeps one sender alive until it is asked.
