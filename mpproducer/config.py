@@ -277,6 +277,11 @@ class Config:
         return json.dumps(shared, sort_keys=True, separators=(",", ":"))
 
     @property
+    def servers(self) -> str:
+        """The bootstrap servers as one text."""
+        return ",".join(show_server(*server) for server in self.bootstrap_servers)
+
+    @property
     def slots(self) -> int:
         """Slots of 16 KiB that `buffer_memory` makes."""
         return self.buffer_memory // SLOT_BYTES
@@ -288,8 +293,7 @@ class Config:
         return level
 
     def __repr__(self) -> str:
-        servers_shown = ",".join(show_server(*server) for server in self.bootstrap_servers)
-        shown = [f"bootstrap_servers={servers_shown!r}"]
+        shown = [f"bootstrap_servers={self.servers!r}"]
         for name, field in _FIELDS.items():
             value = getattr(self, name)
             if name != "bootstrap_servers" and value != field.default:

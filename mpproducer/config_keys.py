@@ -289,6 +289,7 @@ FOREIGN: dict[str, str] = {
     "batch_num_messages": "batch_size",
     "message_max_bytes": "max_request_size",
     "compression_codec": "compression_type",
+    "compression_level": "compression_zstd_level",
     "message_send_max_retries": "retries",
     "request_required_acks": "acks",
     "max_in_flight": "max_in_flight_requests_per_connection",

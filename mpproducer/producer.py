@@ -88,7 +88,7 @@ class Producer(native.ProducerBase):
         Everything is checked before the first record is appended.
     """
 
-    def __init__(self, config: Mapping[str, Any] | None = None, /, **kwargs: Any) -> None:
+    def __init__(self, config: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         self._setup(Config.from_user(config, kwargs))
 
     def _setup(self, config: Config) -> None:
@@ -106,8 +106,7 @@ class Producer(native.ProducerBase):
         return (_rebuild, (type(self), self._config.to_wire()))
 
     def __repr__(self) -> str:
-        servers = ",".join(f"{host}:{port}" for host, port in self._config.bootstrap_servers)
-        return f"<Producer for {servers}{', closed' if self._closed else ''}>"
+        return f"<Producer for {self._config.servers}{', closed' if self._closed else ''}>"
 
     # --- called by the core
 
