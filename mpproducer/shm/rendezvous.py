@@ -65,7 +65,9 @@ class Rendezvous:
                         folder.mkdir(mode=0o700)
                     _check_private(folder)
                 return
-        raise SenderStartFailed(f"{self.folder} cannot be made: somebody keeps removing it")
+        above = self.folder.parent.parent
+        why = "somebody keeps removing it" if above.is_dir() else f"there is no folder {above}"
+        raise SenderStartFailed(f"{self.folder} cannot be made: {why}")
 
     def remove(self) -> None:
         """Remove everything; the caller holds `sender.lock`, or knows that no sender lives."""
