@@ -209,6 +209,8 @@ static PyObject *future_repr(Future *self) {
                                 pending_outcome(self->batch, self->index)->kind == MP_ACKED
                             ? "acknowledged"
                             : "failed";
+    if (self->batch->partition < 0) /* failed before it had one */
+        return PyUnicode_FromFormat("<DeliveryFuture %U %s>", self->batch->topic, state);
     return PyUnicode_FromFormat("<DeliveryFuture %U-%d %s>", self->batch->topic,
                                 (int)self->batch->partition, state);
 }

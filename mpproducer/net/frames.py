@@ -41,7 +41,10 @@ class FrameReader:
         while self._filled - start >= 4:
             length = int.from_bytes(buffer[start : start + 4], "big")
             if length > self._max:
-                raise FrameTooLarge(f"a frame of {length} bytes was announced")
+                raise FrameTooLarge(
+                    f"a frame of {length} bytes was announced; is a Kafka broker there, and does "
+                    "it expect PLAINTEXT?"
+                )
             end = start + 4 + length
             if end > self._filled:
                 self._make_room(start, 4 + length)

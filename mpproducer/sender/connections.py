@@ -62,7 +62,9 @@ class Connections:
 
     def connect(self, action: actions.Connect) -> None:
         """Start connecting; the outcome is reported as Connected or ConnectFailed."""
-        label = f"broker {action.node_id} at {action.address}"
+        # Bootstrap servers have ids of our own, below 0.
+        who = "bootstrap server" if action.node_id < 0 else f"broker {action.node_id}"
+        label = f"{who} at {action.address}"
         try:
             stream = TcpStream(action.address, self._send_buffer_bytes, self._receive_buffer_bytes)
         except OSError as error:

@@ -74,17 +74,21 @@ def _raise_fatal(topic: str, code: int, message: str) -> None:
 
 
 def _troubles(link: Link, known: bool) -> str:
-    """What the sender says stands in the way; empty when it knows nothing, or is silent."""
+    """What the sender says stands in the way, or a guess when it knows nothing or is silent."""
     with contextlib.suppress(SenderError):
         status = link.status(time.monotonic_ns() + _TROUBLES_NS)
         if not known and status["topics"] >= link.config.max_topics:
             return f"the host's directory of topics is full; raise max_topics={status['topics']}"
         nodes = status["nodes"]
         brokers = [node for node in nodes if node["id"] >= 0]  # the others: bootstrap servers
-        return "; ".join(
-            f"{n['host']}:{n['port']}: {n['why']}" for n in brokers or nodes if n["why"]
-        )
-    return ""
+        whys = [
+            n["why"] if n["host"] in n["why"] else f"{n['host']}:{n['port']}: {n['why']}"
+            for n in brokers or nodes
+            if n["why"]
+        ]
+        if whys:
+            return "; ".join(whys)
+    return f"does a Kafka broker answer at {link.config.servers}, and does the topic exist?"
 
 
 def _timeout(
@@ -95,5 +99,4 @@ def _timeout(
         return MetadataTimeout(
             f"topic {topic!r} has {count} partitions; partition {partition} did not appear {within}"
         )
-    cause = f": {message}" if message else "; is a broker reachable, and does the topic exist?"
-    return MetadataTimeout(f"topic {topic!r} did not appear in the metadata {within}{cause}")
+    return MetadataTimeout(f"topic {topic!r} did not appear in the metadata {within}: {message}")

@@ -172,6 +172,7 @@ def check_illegal(producer: mpproducer.Producer, topic: str) -> None:
     assert not found.value.retriable
     assert isinstance(found.value, errors.NotWritten)
     assert (future.topic, future.partition) == (topic, -1)
+    assert repr(future) == f"<DeliveryFuture {topic} failed>"
     with pytest.raises(mpproducer.InvalidTopic):
         producer.partitions_for(topic)
     many = producer.send_many(topic, [b"1", b"2"])

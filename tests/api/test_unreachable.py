@@ -147,6 +147,7 @@ def test_M1_M2_a_peer_that_is_no_broker_is_a_MetadataTimeout_and_the_next_broker
             assert error.retriable
             assert TOPIC in str(error)
             assert "max_block_ms=400" in str(error)
+            assert peer.address in str(error)
             assert took_s >= 0.39
         # Beside a real broker it is only a detour.
         with mpproducer.Producer(
