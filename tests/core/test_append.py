@@ -187,7 +187,7 @@ def test_chains_over_the_ends_of_slots(host: Host, around: int) -> None:
     check_same(host, sent)
 
 
-def test_a_batch_that_is_full_is_sealed_and_the_next_one_takes_over() -> None:
+def test_K5_a_batch_that_is_full_is_sealed_and_the_next_one_takes_over() -> None:
     host = Host(batch_size=20000)
     rng = random.Random(5)
     sent = [Record(rng.randbytes(rng.randrange(9000))) for _ in range(40)]
@@ -196,12 +196,14 @@ def test_a_batch_that_is_full_is_sealed_and_the_next_one_takes_over() -> None:
     slots = [slot for _, slot in host.pool.new_batches(0)]
     assert len(slots) > 5
     assert all(host.pool.peek(slot)[0] for slot in slots[:-1]), "only the last one is open"
-    data = b""
+    records = 0
     for slot in slots:
         host.pool.seal(slot)
-        assert host.pool.walk(slot)[1] <= 20000
-        data += b"."
+        found = host.pool.walk(slot)
+        records += found[0]
+        assert found[1] <= 20000
         host.pool.release(slot)
+    assert records == len(sent)
     assert host.pool.free_slots() == SLOTS
     host.close()
 

@@ -1,0 +1,78 @@
+"""Where records go that name no partition: by key as in Java, else to the host's sticky one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import groupby
+
+import mpproducer
+from mpproducer.testing import Broker
+from tests.integration.support import java_partition
+
+TOPIC = "events"
+PARTITIONS = 6
+BATCH_BYTES = 2_000
+VALUE = bytes(90)
+
+
+def unkeyed_runs(broker: Broker, records: int) -> list[tuple[int, int]]:
+    """Sends records without a key; (partition, records) of each run on one partition, in order."""
+    broker.create_topic(TOPIC, PARTITIONS)
+    with mpproducer.Producer(
+        bootstrap_servers=broker.bootstrap_servers,
+        batch_size=BATCH_BYTES,
+        linger_ms=10_000,  # only full batches move records on
+        sender_idle_ms=0,
+    ) as producer:
+        futures = [producer.send(TOPIC, VALUE) for _ in range(records)]
+    found = [future.result(0).partition for future in futures]
+    return [(partition, len(list(run))) for partition, run in groupby(found)]
+
+
+def test_A25_records_without_a_key_fill_a_batch_of_one_partition_then_move(
+    broker: Broker,
+) -> None:
+    runs = unkeyed_runs(broker, 1_000)
+    assert len(runs) > 20
+    # As full as a batch can be, and at most twice that, on one partition at a time.
+    full = {records for _partition, records in runs[:-1]}
+    assert max(full) * len(VALUE) <= 2 * BATCH_BYTES
+    assert (min(full) + 1) * (len(VALUE) + 10) >= BATCH_BYTES - 61
+
+
+def test_A26_records_without_a_key_spread_evenly_in_the_long_run(broker: Broker) -> None:
+    runs = unkeyed_runs(broker, 10_000)
+    share = Counter(partition for partition, _records in runs)
+    assert sorted(share) == list(range(PARTITIONS))
+    even = len(runs) / PARTITIONS
+    assert all(even / 2 < count < even * 2 for count in share.values()), share
+
+
+def test_A30_the_partition_of_a_key_is_javas_however_it_is_sent(broker: Broker) -> None:
+    broker.create_topic(TOPIC, PARTITIONS)
+    keys = [b"", b"\0", *(b"user-%d" % number for number in range(200))]
+    with mpproducer.Producer(
+        bootstrap_servers=broker.bootstrap_servers, sender_idle_ms=0
+    ) as producer:
+        one_by_one = [producer.send(TOPIC, b"v", key=key) for key in keys]
+        many = producer.send_many(TOPIC, [b"v"] * len(keys), keys=keys)
+        producer.flush()
+    expected = [java_partition(key, PARTITIONS) for key in keys]
+    assert [future.result(0).partition for future in one_by_one] == expected
+    assert [metadata.partition for metadata in many.result(0)] == expected
+    assert len(set(expected)) == PARTITIONS
+
+
+def test_A2_a_record_larger_than_batch_size_is_sent_in_a_batch_of_its_own(broker: Broker) -> None:
+    broker.create_topic(TOPIC)
+    sizes = [10, 40_000, 10, 60_000, 70_000]
+    with mpproducer.Producer(
+        bootstrap_servers=broker.bootstrap_servers,
+        batch_size=BATCH_BYTES,
+        linger_ms=50,
+        sender_idle_ms=0,
+    ) as producer:
+        futures = [producer.send(TOPIC, bytes(size)) for size in sizes]
+        assert [future.result(20).offset for future in futures] == list(range(len(sizes)))
+    assert [len(record.value or b"") for record in broker.records(TOPIC, 0)] == sizes
+    assert broker.batch_facts(TOPIC, 0)[0] == len(sizes)
