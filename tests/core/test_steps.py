@@ -140,7 +140,9 @@ def test_the_sender_held_up_at_a_step_only_delays(steps: Path, step: int, seed: 
     hit(steps, "stop", step, seed)
 
 
-def test_A7_many_appenders_one_drainer_and_the_runs_reach_what_they_are_for(steps: Path, seed: int) -> None:
+def test_A7_many_appenders_one_drainer_and_the_runs_reach_what_they_are_for(
+    steps: Path, seed: int
+) -> None:
     total: dict[str, int] = {}
     for attempt in range(10):
         for name, count in run(steps, "none", 0, 1, seed + attempt).items():
