@@ -229,8 +229,8 @@ static void note_sealed(struct mp_place *place, uint64_t batch_id, uint32_t slot
 }
 
 static inline int is_full(uint32_t bytes, uint32_t records, uint32_t last, uint32_t batch_size) {
-    const uint32_t slack = last < FULL_SLACK ? last : FULL_SLACK;
-    return bytes + slack > batch_size || records >= MP_MAX_RECORDS;
+    const uint32_t next = last + MP_RECORD_OVERHEAD; /* at most what one more like it takes */
+    return bytes + (next < FULL_SLACK ? next : FULL_SLACK) > batch_size || records >= MP_MAX_RECORDS;
 }
 
 /* Waits while another owner works on the batch. Returns once the word has changed, or after

@@ -69,6 +69,12 @@ enum mp_status mp_append_run(struct mp_writer *writer, uint32_t partition,
                              const struct mp_record *const *records, uint32_t count,
                              struct mp_place *place);
 
+/* Whether the batch the records went to is full now: not only the one before it, which had no room
+ * for them. Unkeyed records move on only then, or they would leave a batch of one behind (KIP-794). */
+static inline int mp_filled_batch(const struct mp_place *place) {
+    return place->sealed_count > 0 && place->sealed[place->sealed_count - 1].slot == place->slot;
+}
+
 static inline enum mp_status mp_append(struct mp_writer *writer, uint32_t partition,
                                        const struct mp_record *record, struct mp_place *place) {
     return mp_append_run(writer, partition, &record, 1, place);

@@ -238,7 +238,7 @@ static PyObject *send_record(Producer *self, struct request *r, int64_t explicit
             a->records++;
             a->bytes += place.bytes;
             if (place.sealed_count > 0) {
-                if (sticky) move_sticky(a, ref, count, partition);
+                if (sticky && mp_filled_batch(&place)) move_sticky(a, ref, count, partition);
                 attachment_compress(a, &place);
             }
             /* D13: a worker that never looks drains its pipe now and then, per batch. */

@@ -76,8 +76,10 @@ static int append(struct sending *s, const struct mp_record *const *list, uint32
             a->records += place.count;
             done += place.count;
             if (place.sealed_count > 0) {
-                *sealed = 1;
-                if (partition < 0) move_sticky(a, s->ref, partitions, to);
+                if (mp_filled_batch(&place)) {
+                    *sealed = 1;
+                    if (partition < 0) move_sticky(a, s->ref, partitions, to);
+                }
                 attachment_compress(a, &place);
             }
             if (a->pending != before && before >= 8) attachment_drain(a);

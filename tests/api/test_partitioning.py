@@ -7,6 +7,7 @@ from itertools import groupby
 
 import mpproducer
 from mpproducer.testing import Broker
+from tests.conftest import wait_until
 from tests.integration.support import java_partition
 
 TOPIC = "events"
@@ -15,8 +16,9 @@ BATCH_BYTES = 2_000
 VALUE = bytes(90)
 
 
-def unkeyed_runs(broker: Broker, records: int) -> list[tuple[int, int]]:
-    """Sends records without a key; (partition, records) of each run on one partition, in order."""
+def unkeyed_runs(broker: Broker, records: int) -> tuple[list[tuple[int, int]], int]:
+    """Sends records without a key; (partition, records) of each run on one partition, in order,
+    and how many batches they made."""
     broker.create_topic(TOPIC, PARTITIONS)
     with mpproducer.Producer(
         bootstrap_servers=broker.bootstrap_servers,
@@ -25,15 +27,20 @@ def unkeyed_runs(broker: Broker, records: int) -> list[tuple[int, int]]:
         sender_idle_ms=0,
     ) as producer:
         futures = [producer.send(TOPIC, VALUE) for _ in range(records)]
+        producer.flush()
+        assert wait_until(lambda: producer.metrics()["record-send-total"] == records)
+        batches = producer.metrics()["batch-send-total"]
     found = [future.result(0).partition for future in futures]
-    return [(partition, len(list(run))) for partition, run in groupby(found)]
+    return [(partition, len(list(run))) for partition, run in groupby(found)], batches
 
 
-def test_A25_records_without_a_key_fill_a_batch_of_one_partition_then_move(
+def test_A25_A28_records_without_a_key_fill_a_batch_of_one_partition_then_move(
     broker: Broker,
 ) -> None:
-    runs = unkeyed_runs(broker, 1_000)
+    """They move when their batch is full, not when one of them opens another: no batch of one."""
+    runs, batches = unkeyed_runs(broker, 1_000)
     assert len(runs) > 20
+    assert batches == len(runs)
     # As full as a batch can be, and at most twice that, on one partition at a time.
     full = {records for _partition, records in runs[:-1]}
     assert max(full) * len(VALUE) <= 2 * BATCH_BYTES
@@ -41,7 +48,7 @@ def test_A25_records_without_a_key_fill_a_batch_of_one_partition_then_move(
 
 
 def test_A26_records_without_a_key_spread_evenly_in_the_long_run(broker: Broker) -> None:
-    runs = unkeyed_runs(broker, 10_000)
+    runs, _batches = unkeyed_runs(broker, 10_000)
     share = Counter(partition for partition, _records in runs)
     assert sorted(share) == list(range(PARTITIONS))
     even = len(runs) / PARTITIONS
