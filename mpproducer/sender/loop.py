@@ -13,6 +13,7 @@ told and ends (process.py). Nothing is logged and carried on with.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
@@ -43,6 +44,19 @@ IDLE_SLEEP_NS: Final = 5_000_000_000  # a last resort, should the argument above
 _SOON_NS: Final = 1_000_000
 _PUBLISH_NS: Final = 50_000_000
 _STALE_NS: Final = 1_000_000_000
+
+
+def dispatch(handlers: dict[int, Callable[[int], None]], events: list[tuple[int, int]]) -> None:
+    """Call the handler of each event, unless its descriptor was given up by an earlier one.
+
+    1. A worker says bye and ends: its socket and its pidfd are ready in the same turn.
+    2. The bye closes both; a worker that comes in behind it gets the number for its own pidfd.
+    3. The old event of that number would say of the newcomer that it died.
+    """
+    ready = [(fd, mask, handlers.get(fd)) for fd, mask in events]
+    for fd, mask, handler in ready:
+        if handler is not None and handlers.get(fd) is handler:
+            handler(mask)
 
 
 class Loop:
@@ -123,10 +137,7 @@ class Loop:
         events = self._sleep()
         self.now_ns = time.monotonic_ns()
         slept_ns = self.now_ns - before_ns
-        for fd, mask in events:
-            handler = self.handlers.get(fd)
-            if handler is not None:
-                handler(mask)
+        dispatch(self.handlers, events)
         if events or slept_ns < MAX_SLEEP_NS:
             self.collect()
         else:
@@ -275,18 +286,9 @@ class Loop:
         """The backlog of this pipe is written, or its worker is gone."""
         if self._backlogged.pop(pipe, None) is not None:
             del self.handlers[pipe]
-            # A closed descriptor has left epoll by itself.
-            if self.fd_open(pipe):
+            # A closed descriptor has left epoll by itself; a thread may have its number by now.
+            with contextlib.suppress(OSError):
                 self.epoll.unregister(pipe)
-
-    @staticmethod
-    def fd_open(fd: int) -> bool:
-        """Whether a descriptor is still open."""
-        try:
-            os.fstat(fd)
-        except OSError:
-            return False
-        return True
 
     # --- actions
 

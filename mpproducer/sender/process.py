@@ -29,7 +29,7 @@ from typing import Final
 
 from mpproducer._core import native
 from mpproducer.config import Config
-from mpproducer.sender.loop import Loop
+from mpproducer.sender.loop import Loop, dispatch
 from mpproducer.sender.server import Region, Server
 from mpproducer.shm import segment
 from mpproducer.shm.rendezvous import Rendezvous, lock, unlock
@@ -189,10 +189,7 @@ class Process:
             if now_ns >= until_ns:
                 _LOG.info("no worker said hello")
                 return None
-            for fd, mask in self._epoll.poll(min(0.1, (until_ns - now_ns) / 1e9)):
-                handler = self._handlers.get(fd)
-                if handler is not None:
-                    handler(mask)
+            dispatch(self._handlers, self._epoll.poll(min(0.1, (until_ns - now_ns) / 1e9)))
             self._server.on_turn(time.monotonic_ns())
         return self._server.loop
 

@@ -18,7 +18,7 @@ from mpproducer.errors import Reason
 from mpproducer.sender import actions as a
 from mpproducer.sender import workers as workers_module
 from mpproducer.sender.batch import ProducerBatch
-from mpproducer.sender.loop import Loop
+from mpproducer.sender.loop import Loop, dispatch
 from mpproducer.sender.partition import Partition
 from mpproducer.sender.workers import Worker
 from mpproducer.shm import segment
@@ -267,3 +267,49 @@ def test_counters_are_published_by_name(loop: Loop) -> None:
     assert loop.counter_values()["record-acked-total"] == 123
     assert loop.counter_values()["buffer-total-bytes"] == 2 << 20
     assert 123 in list(loop.pool.counters)
+
+
+def test_a_number_that_was_given_up_in_a_turn_brings_its_old_event_to_nobody(
+    loop: Loop, spy: Spy
+) -> None:
+    """A bye and the death behind it are ready together; a newcomer gets the number of the pidfd."""
+    died: list[str] = []
+    old, bye, other = os.eventfd(0), os.eventfd(1), os.eventfd(0)
+
+    def on_bye(_mask: int) -> None:
+        os.eventfd_read(bye)
+        loop.epoll.unregister(old)
+        assert os.dup2(other, old) == old
+        loop.handlers[old] = lambda _mask: died.append("newcomer")
+        loop.epoll.register(old, select.EPOLLIN)
+
+    loop.handlers[bye] = on_bye
+    loop.handlers[old] = lambda _mask: died.append("who said bye")
+    loop.epoll.register(bye, select.EPOLLIN)
+    loop.epoll.register(old, select.EPOLLIN)
+    dispatch(loop.handlers, [(bye, select.EPOLLIN), (old, select.EPOLLIN)])
+    assert died == []
+    os.eventfd_write(other, 1)
+    loop.turn()
+    assert died == ["newcomer"]  # its own event reaches it
+    for fd in (old, bye, other):
+        loop.handlers.pop(fd, None)
+        os.close(fd)
+
+
+def test_a_pipe_whose_number_is_a_threads_by_now_does_not_end_the_loop(
+    loop: Loop, spy: Spy
+) -> None:
+    worker, reader = _worker(loop)
+    _complete(loop, 1, 20_000)
+    loop._flush_completions()
+    number = worker.pipe
+    assert number in loop._backlogged
+    worker.close_pipe()
+    other = os.dup2(reader, number)  # as a resolver thread's socket would
+    loop.forget_pipe(number)
+    assert number not in loop.handlers
+    os.close(other)
+    os.close(reader)
+    loop.worker_gone(worker, died=True)
+    worker.close()
