@@ -66,7 +66,8 @@ struct Attachment {
     Pending **by_slot; /* last batch seen in each slot; borrowed from `table` */
     struct { uint64_t key; Pending *value; } *table; /* open addressing; key 0 = empty */
     uint32_t table_size, table_used, pending;
-    uint32_t users; /* threads that are inside without the GIL */
+    uint32_t users;  /* threads that are inside without the GIL */
+    uint32_t acting; /* those of them that act under the owner id: compress, wait for memory */
     uint32_t callbacks;
     uint32_t fork_generation;
     int completion_fd, wake_fd;

@@ -182,6 +182,10 @@ class Attachment:
     @property
     def closed(self) -> bool: ...
     @property
+    def busy(self) -> bool:
+        """A thread acts under the owner id: it compresses a batch, or waits for memory. A closed
+        attachment becomes idle, and stays so."""
+    @property
     def callbacks(self) -> int:
         """Done-callbacks that wait for their record."""
 

@@ -143,10 +143,10 @@ static int add_outcome(Pending *batch, const struct mp_outcome *outcome) {
 /* Moves the callbacks whose record is told by now to `ready`. */
 static void collect_callbacks(Attachment *a, Pending *batch, PyObject **ready) {
     if (!batch->callbacks) return;
-    PyObject *waiting = batch->callbacks;
     PyObject *left = NULL;
     if (!*ready && !(*ready = PyList_New(0))) goto failed;
     if (!batch->done && !(left = PyList_New(0))) goto failed;
+    PyObject *waiting = batch->callbacks;
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(waiting); i++) {
         PyObject *entry = PyList_GET_ITEM(waiting, i);
         Future *future = (Future *)PyTuple_GET_ITEM(entry, 0);
@@ -181,10 +181,12 @@ static void run_callbacks(PyObject *ready) {
     Py_DECREF(ready);
 }
 
-/* Fails every pending batch; callbacks go to `ready`. */
+/* Fails every pending batch; callbacks go to `ready`. Without the garbage collector, for which
+ * read_pipe says why. */
 static uint32_t fail_all(Attachment *a, uint32_t kind, uint32_t reason, const char *message,
                          PyObject **ready) {
     uint32_t failed = 0;
+    const int collects = PyGC_Disable();
     for (uint32_t i = 0; i < a->table_size;) {
         Pending *batch = a->table[i].value;
         if (!batch) {
@@ -206,6 +208,7 @@ static uint32_t fail_all(Attachment *a, uint32_t kind, uint32_t reason, const ch
         Py_DECREF((PyObject *)owner); /* the caller holds another reference */
         failed++;
     }
+    if (collects) PyGC_Enable();
     return failed;
 }
 
@@ -280,9 +283,13 @@ static int take_frames(Attachment *a, PyObject **ready) {
 }
 
 /* Reads what is there, without blocking; the caller holds `reader`. Frames read; sets sender_dead
- * at EOF. Callbacks that became due are put into `ready`, for the time after `reader`. */
+ * at EOF. Callbacks that became due are put into `ready`, for the time after `reader`.
+ *
+ * No list made in here may start the garbage collector: a finalizer that waits for a future would
+ * wait for `reader`, which its own thread holds, and one that closes would take batches away. */
 static int read_pipe(Attachment *a, PyObject **ready) {
     int total = 0;
+    const int collects = PyGC_Disable();
     while (a->completion_fd >= 0 && !a->sender_dead) {
         const ssize_t got = read(a->completion_fd, a->frames + a->frames_used,
                                  a->frames_room - a->frames_used);
@@ -304,16 +311,22 @@ static int read_pipe(Attachment *a, PyObject **ready) {
         total += frames;
         if ((size_t)got < READ_CHUNK / 2) break;
     }
+    if (collects) PyGC_Enable();
     return total;
 }
 
 /* Reads the pipe unless another thread is about to: taking the frames from under a thread that
  * polls for them would leave it asleep with its outcome told. */
-int attachment_drain(Attachment *a) {
+static int drain_into(Attachment *a, PyObject **ready) {
     if (!PyThread_acquire_lock(a->reader, NOWAIT_LOCK)) return 0;
-    PyObject *ready = NULL;
-    const int total = read_pipe(a, &ready);
+    const int total = read_pipe(a, ready);
     PyThread_release_lock(a->reader);
+    return total;
+}
+
+int attachment_drain(Attachment *a) {
+    PyObject *ready = NULL;
+    const int total = drain_into(a, &ready);
     if (ready) run_callbacks(ready);
     return total;
 }
@@ -419,7 +432,9 @@ int attachment_wait_memory(Attachment *a, uint32_t units, int64_t deadline_ns) {
         return got < 0 ? -1 : ended ? 2 : 0;
     }
     a->waits++;
+    a->acting++;
     int result = 0;
+    PyObject *due = NULL;
     mp_wait_begin(&a->writer, units);
     for (;;) {
         const int64_t left = deadline_ns - mp_now_ns();
@@ -432,15 +447,19 @@ int attachment_wait_memory(Attachment *a, uint32_t units, int64_t deadline_ns) {
             break;
         }
         if (a->closed || a->sender_dead) break;
-        attachment_drain(a); /* notices the sender's death, and lets completions free the pipe */
-        if (a->sender_dead) break;
+        drain_into(a, &due); /* notices the sender's death, and lets completions free the pipe */
+        if (a->sender_dead || due) break;
     }
     const int granted = mp_wait_end(&a->writer);
-    if (result == 0) result = granted ? 1 : attachment_usable(a) ? 0 : 2;
-    if (granted && result < 0) mp_drop_stash(&a->writer);
+    /* What nobody will append with is not kept, and nothing is kept while callbacks run: one that
+     * sends may need it, and so may one that closes. */
+    if (granted && (result < 0 || due || !attachment_usable(a))) mp_drop_stash(&a->writer);
+    if (result == 0) result = !attachment_usable(a) ? 2 : granted || due ? 1 : 0;
     a->wait_ns += (uint64_t)(mp_now_ns() - start);
+    a->acting--;
     PyThread_release_lock(a->memory);
     end_use(a);
+    if (due) run_callbacks(due); /* they may send, and wait for memory themselves */
     return result;
 }
 
@@ -522,6 +541,7 @@ void attachment_compress(Attachment *a, const struct mp_place *place) {
         const struct mp_sealed batch = place->sealed[i];
         if (!mp_compress_begin(&a->writer, batch)) continue;
         a->users++; /* the compressor releases the GIL */
+        a->acting++;
         Py_INCREF((PyObject *)a);
         const uint32_t bytes = mp_bytes(atomic_load_explicit(
             &a->writer.region.slot[batch.slot].word, memory_order_acquire));
@@ -541,6 +561,7 @@ void attachment_compress(Attachment *a, const struct mp_place *place) {
             mp_compress_abandon(&a->writer, batch);
             a->compress_failed++;
         }
+        a->acting--;
         Py_XDECREF(output);
         end_use(a);
     }
@@ -549,6 +570,8 @@ void attachment_compress(Attachment *a, const struct mp_place *place) {
 /* --- life */
 
 static void unmap(Attachment *a) {
+    /* In a child the pool is not mapped (MADV_DONTFORK): something else may lie there by now. */
+    if (a->fork_generation != mp_fork_generation) a->writer.region.pool = NULL;
     if (a->mapped) mp_region_unmap(&a->writer.region);
     a->mapped = 0;
     if (a->completion_fd >= 0) close(a->completion_fd);
@@ -610,7 +633,6 @@ static int attachment_init(Attachment *a, PyObject *args, PyObject *kwargs) {
     a->wake_fd = a->writer.wake_fd = wake_fd;
     a->writer.owner = owner;
     a->writer.stash = MP_NONE;
-    a->fork_generation = mp_fork_generation;
     a->random = ((uint64_t)mp_now_ns() * 2654435761u ^ (uint64_t)getpid() << 32) | 1u;
     return 0;
 }
@@ -620,6 +642,7 @@ static PyObject *attachment_tp_new(PyTypeObject *type, PyObject *Py_UNUSED(args)
     Attachment *a = (Attachment *)type->tp_alloc(type, 0);
     if (!a) return NULL;
     a->completion_fd = a->wake_fd = -1;
+    a->fork_generation = mp_fork_generation;
     a->topics = PyDict_New();
     a->turnstile = PyThread_allocate_lock();
     a->reader = PyThread_allocate_lock();
@@ -650,19 +673,18 @@ static PyObject *method_close(Attachment *a, PyObject *Py_UNUSED(ignored)) {
     if (a->closed) Py_RETURN_NONE;
     PyObject *ready = NULL;
     Py_INCREF((PyObject *)a);
+    a->closed = 1;
     fail_all(a, MP_FATE_UNKNOWN, MP_REASON_CLOSED,
              "this process detached before the outcome was told; the sender goes on delivering",
              &ready);
-    a->closed = 1;
     if (a->users == 0) unmap(a);
     if (ready) run_callbacks(ready);
     Py_DECREF((PyObject *)a);
     Py_RETURN_NONE;
 }
 
-/* In a forked child. The pool is not mapped here (MADV_DONTFORK), so it must not be unmapped by
- * address: something else may lie there by now. Locks may have been held by threads that are not
- * in this process, so they are replaced, and leaked. */
+/* In a forked child. Locks may have been held by threads that are not in this process, so they are
+ * replaced, and leaked. */
 static PyObject *method_forget(Attachment *a, PyObject *Py_UNUSED(ignored)) {
     if (a->closed) Py_RETURN_NONE;
     PyObject *ready = NULL;
@@ -676,7 +698,7 @@ static PyObject *method_forget(Attachment *a, PyObject *Py_UNUSED(ignored)) {
              &ready);
     Py_XDECREF(ready); /* callbacks of the parent do not run here */
     a->closed = 1;
-    a->writer.region.pool = NULL;
+    a->writer.region.pool = NULL; /* also where forget() is called without a fork */
     unmap(a);
     Py_DECREF((PyObject *)a);
     Py_RETURN_NONE;
@@ -706,6 +728,10 @@ static PyObject *method_topic(Attachment *a, PyObject *name) {
         after = atomic_load_explicit(&topic->lock, memory_order_relaxed);
     } while ((before != after || before & 1) && ++tries < 10000);
     message[sizeof message - 1] = '\0';
+    if (before != after || before & 1) { /* half written: no error is told rather than a mixture */
+        message[0] = '\0';
+        code = 0;
+    }
     const uint32_t count = atomic_load_explicit(&topic->partition_count, memory_order_acquire);
     return Py_BuildValue("IIiN", state, count, (int)(int16_t)code,
                          PyUnicode_DecodeUTF8(message, (Py_ssize_t)strlen(message), "replace"));
@@ -819,8 +845,8 @@ static PyObject *method_set_compressor(Attachment *a, PyObject *fn) {
 }
 
 static PyObject *method_counters(Attachment *a, PyObject *Py_UNUSED(ignored)) {
-    if (!check_usable(a)) return NULL;
-    PyObject *list = PyList_New(MP_COUNTERS);
+    PyObject *list = PyList_New(MP_COUNTERS); /* first: it may run finalizers, which may close */
+    if (!check_usable(a)) Py_CLEAR(list);
     for (uint32_t i = 0; list && i < MP_COUNTERS; i++) {
         PyObject *value = PyLong_FromUnsignedLongLong(
             atomic_load_explicit(&a->writer.region.ctl->counters[i], memory_order_relaxed));
@@ -861,6 +887,9 @@ static PyObject *get_sender_dead(Attachment *a, void *Py_UNUSED(closure)) {
 static PyObject *get_closed(Attachment *a, void *Py_UNUSED(closure)) {
     return PyBool_FromLong(a->closed);
 }
+static PyObject *get_busy(Attachment *a, void *Py_UNUSED(closure)) {
+    return PyBool_FromLong(a->acting > 0);
+}
 static PyObject *get_callbacks(Attachment *a, void *Py_UNUSED(closure)) {
     return PyLong_FromUnsignedLong(a->callbacks);
 }
@@ -888,6 +917,7 @@ static PyGetSetDef attachment_getset[] = {
     {"owner", (getter)get_owner, NULL, NULL, NULL},
     {"sender_dead", (getter)get_sender_dead, NULL, NULL, NULL},
     {"closed", (getter)get_closed, NULL, NULL, NULL},
+    {"busy", (getter)get_busy, NULL, NULL, NULL},
     {"callbacks", (getter)get_callbacks, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

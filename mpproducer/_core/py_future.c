@@ -176,19 +176,22 @@ static PyObject *future_add_done_callback(Future *self, PyObject *fn) {
         return NULL;
     }
     Pending *batch = self->batch;
-    if (future_is_done(self)) {
+    /* Made first: that may run finalizers, in which the outcome may be told. */
+    PyObject *entry = PyTuple_Pack(2, (PyObject *)self, fn);
+    PyObject *list = entry ? PyList_New(0) : NULL;
+    if (list && future_is_done(self)) {
+        Py_DECREF(entry);
+        Py_DECREF(list);
         PyObject *result = PyObject_CallOneArg(fn, (PyObject *)self);
         if (!result) report_unraisable(fn);
         Py_XDECREF(result);
         Py_RETURN_NONE;
     }
-    if (!batch->callbacks && !(batch->callbacks = PyList_New(0))) return NULL;
-    PyObject *entry = PyTuple_Pack(2, (PyObject *)self, fn);
-    if (!entry || PyList_Append(batch->callbacks, entry) < 0) {
-        Py_XDECREF(entry);
-        return NULL;
-    }
-    Py_DECREF(entry);
+    if (list && !batch->callbacks) batch->callbacks = Py_NewRef(list);
+    const int failed = !list || PyList_Append(batch->callbacks, entry) < 0;
+    Py_XDECREF(entry);
+    Py_XDECREF(list);
+    if (failed) return NULL;
     Attachment *attachment = (Attachment *)Py_NewRef(batch->attachment);
     attachment->callbacks++;
     PyObject *watched = PyObject_CallOneArg(mp_watch, (PyObject *)attachment);

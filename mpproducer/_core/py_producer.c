@@ -96,17 +96,29 @@ Attachment *producer_attach(Producer *self, int64_t *deadline) {
     if (current && Py_TYPE(current) == &Attachment_Type && attachment_usable((Attachment *)current))
         return (Attachment *)Py_NewRef(current);
     start_clock(self, deadline);
-    PyObject *fresh = PyObject_CallMethod((PyObject *)self, "_attach", "L", (long long)*deadline);
-    if (!fresh) return NULL;
-    if (Py_TYPE(fresh) != &Attachment_Type) {
+    for (;;) {
+        PyObject *fresh =
+            PyObject_CallMethod((PyObject *)self, "_attach", "L", (long long)*deadline);
+        if (!fresh) return NULL;
+        if (Py_TYPE(fresh) != &Attachment_Type) {
+            Py_DECREF(fresh);
+            PyErr_SetString(PyExc_TypeError, "_attach() must return an Attachment");
+            return NULL;
+        }
+        PyObject *old = self->attachment;
+        self->attachment = Py_NewRef(fresh);
+        Py_XDECREF(old);
+        if (attachment_usable((Attachment *)fresh)) return (Attachment *)fresh;
+        /* Another thread detached it, or its sender died, on the way here: nothing of it may be
+         * touched. */
         Py_DECREF(fresh);
-        PyErr_SetString(PyExc_TypeError, "_attach() must return an Attachment");
-        return NULL;
+        if (producer_check_open(self) < 0) return NULL;
+        if (mp_now_ns() >= *deadline) {
+            raise_error("SenderStartFailed",
+                        PyUnicode_FromString("each attachment to the host's sender ended at once"));
+            return NULL;
+        }
     }
-    PyObject *old = self->attachment;
-    self->attachment = Py_NewRef(fresh);
-    Py_XDECREF(old);
-    return (Attachment *)fresh;
 }
 
 TopicRef *producer_topic(Producer *self, Attachment *a, PyObject *topic, int64_t partition,
@@ -169,6 +181,8 @@ void move_sticky(Attachment *a, const TopicRef *ref, uint32_t count, uint32_t pa
 
 int producer_wait(Producer *self, Attachment *a, const struct mp_record *record,
                   enum mp_status status, uint32_t units, int64_t *deadline) {
+    /* The compressor, called after the append, let other threads run: one may have detached. */
+    if (!attachment_usable(a)) return 0;
     const uint64_t memory = (uint64_t)a->writer.region.slots * MP_SLOT_BYTES;
     if (status == MP_NO_MEMORY && units > a->writer.region.slots) {
         raise_too_large(mp_record_bound(record), memory, "buffer_memory");
@@ -177,6 +191,8 @@ int producer_wait(Producer *self, Attachment *a, const struct mp_record *record,
     start_clock(self, deadline);
     if (status == MP_NO_MEMORY) {
         const int got = attachment_wait_memory(a, units, *deadline);
+        if (got == 1 && self->closed && attachment_usable(a))
+            mp_drop_stash(&a->writer); /* the caller appends no more */
         if (got != 0) return got < 0 ? -1 : 0; /* 2: the attachment ended, the caller attaches */
         a->buffer_full++;
         raise_error("BufferFull",

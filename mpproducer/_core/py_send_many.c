@@ -87,7 +87,9 @@ static int append(struct sending *s, const struct mp_record *const *list, uint32
         }
         if (place.sealed_count > 0) attachment_compress(a, &place);
         if (producer_wait(s->self, a, list[done], status, place.units, &s->deadline) == 0) continue;
-        if (status != MP_NO_MEMORY || place.units <= a->writer.region.slots) return -1;
+        if (status != MP_NO_MEMORY || !attachment_usable(a) ||
+            place.units <= a->writer.region.slots)
+            return -1;
         if (runs_fail(s->runs, s->topic, 1) < 0) return -1; /* larger than the whole memory */
         done++;
     }
@@ -175,7 +177,9 @@ static int append_divided(struct sending *s, Py_ssize_t at, uint32_t count) {
             result = append(s, s->list + from, size, to, &sealed);
         }
         if (result < 0) goto failed;
-        if (sealed && to == sticky) move_sticky(s->a, s->ref, partitions, sticky);
+        /* Callbacks and compressors ran meanwhile: they may have detached. */
+        if (sealed && to == sticky && attachment_usable(s->a))
+            move_sticky(s->a, s->ref, partitions, sticky);
     }
     Py_XDECREF(type);
     Py_XDECREF(unknown);
