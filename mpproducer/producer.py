@@ -111,9 +111,10 @@ class Producer(native.ProducerBase):
     # --- called by the core
 
     def _attach(self, deadline_ns: int) -> native.Attachment:
-        link = attach.attach(self._config, self._place, deadline_ns)
-        attach.use(link, self)
-        return link.attachment
+        while True:
+            link = attach.attach(self._config, self._place, deadline_ns)
+            if attach.use(link, self):
+                return link.attachment
 
     def _want_topic(
         self, attachment: native.Attachment, topic: str, partition: int, deadline_ns: int
@@ -208,7 +209,10 @@ class Producer(native.ProducerBase):
         while True:
             attachment = self._attach(deadline_ns)
             self._attachment = attachment
-            state, count, _code, _message = attachment.topic(topic)
+            try:
+                state, count, _code, _message = attachment.topic(topic)
+            except ValueError:  # another thread detached just now
+                continue
             if state == native.TOPIC_READY:
                 return list(range(count))
             self._want_topic(attachment, topic, -1, deadline_ns)

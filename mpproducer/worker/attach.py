@@ -31,6 +31,7 @@ _LOG = logging.getLogger("mpproducer.worker")
 
 NS = 1_000_000_000
 _ENDING_NS = NS // 5
+_BUSY_NS = NS
 
 
 @dataclass(eq=False)
@@ -93,10 +94,32 @@ class Link:
     def detach(self) -> None:
         """Leave cleanly: no further append under this owner id; the sender delivers the rest."""
         self.attachment.drain()
+        if not self.leave(_BUSY_NS):
+            _LOG.warning(
+                "detached while another thread still compresses a batch or waits for memory; "
+                "the sender keeps this process's place until it ends"
+            )
+
+    def leave(self, patience_ns: int) -> bool:
+        """Close the attachment, and say bye once nobody acts under its owner id any more.
+
+        1. Another thread compresses a batch, or waits for memory; this one says bye.
+        2. The sender reaps the owner, and gives its slots to others.
+        3. The other thread goes on writing into them.
+
+        So who is still at it then leaves without a word, which returns False: to the sender a
+        closed socket means nothing, and the owner lasts until its process ends.
+        """
         self.attachment.close()
-        with contextlib.suppress(SenderError):
-            self.tell({"type": "bye"}, time.monotonic_ns() + NS)
+        until_ns = time.monotonic_ns() + patience_ns
+        while self.attachment.busy and time.monotonic_ns() < until_ns:
+            time.sleep(0.001)
+        idle = not self.attachment.busy
+        if idle:
+            with contextlib.suppress(SenderError):
+                self.tell({"type": "bye"}, time.monotonic_ns() + NS)
         self.sock.close()
+        return idle
 
 
 def _left_s(deadline_ns: int) -> float:
@@ -192,15 +215,21 @@ def _attach_in_turn(config: Config, place: Rendezvous, deadline_ns: int) -> Link
 
 
 def _drop(link: Link) -> None:
-    link.attachment.close()
-    link.sock.close()
+    # Its sender may live: a worker that let its completions overflow has its pipe closed.
+    link.leave(0)
     _table.links.pop(str(link.place.folder), None)
 
 
-def use(link: Link, handle: object) -> None:
-    """Note that a `Producer` uses the link, until it says `leave` or is garbage."""
+def use(link: Link, handle: object) -> bool:
+    """Note that a `Producer` uses the link, until it says `leave` or is garbage.
+
+    False when another thread has detached it since it was found: it ends, attach again.
+    """
     with _table.lock:
+        if _table.links.get(str(link.place.folder)) is not link:
+            return False
         link.handles.add(handle)
+        return True
 
 
 def leave(place: Rendezvous, handle: object) -> None:

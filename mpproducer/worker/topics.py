@@ -43,8 +43,11 @@ def wait_ready(link: Link, topic: str, partition: int, deadline_ns: int, max_blo
     attachment = link.attachment
     asked_ns = 0
     while link.usable():
-        version = attachment.topic_version()
-        state, count, code, message = attachment.topic(topic)
+        try:
+            version = attachment.topic_version()
+            state, count, code, message = attachment.topic(topic)
+        except ValueError:  # another thread detached just now
+            return
         if state == native.TOPIC_READY and partition < count:
             return
         if state == native.TOPIC_ERROR:
@@ -63,7 +66,8 @@ def wait_ready(link: Link, topic: str, partition: int, deadline_ns: int, max_blo
                 if link.usable():
                     raise
                 return
-        attachment.wait_topics(version, min(deadline_ns - now_ns, _ASK_AGAIN_NS))
+        with contextlib.suppress(ValueError):
+            attachment.wait_topics(version, min(deadline_ns - now_ns, _ASK_AGAIN_NS))
 
 
 def _raise_fatal(topic: str, code: int, message: str) -> None:
