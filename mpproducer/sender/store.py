@@ -62,7 +62,6 @@ class Store:
         self._newest: dict[int, int] = {}  # partition index -> head slot reported, not sealed
         self._unborn: dict[int, tuple[int, int]] = {}  # linked, but no record yet
         self._busy: dict[ProducerBatch, int] = {}  # compressed by a worker -> since when
-        self._freed_early: dict[ProducerBatch, None] = {}
         self._looks = 0  # since a batch without records was first seen
         self.quarantined = False
         self.compressor: Compressor | None = None
@@ -157,7 +156,7 @@ class Store:
 
     def compress(self, batch: ProducerBatch, now_ns: int) -> Event | None:
         """Take the stream a worker made, or have one made."""
-        state, size, spans = self._pool.compressed(batch.slot)
+        state, size, spans = self._stream(batch)
         if state == "done":
             return self._compressed(batch, self._views(spans), size)
         if state == "busy":
@@ -168,6 +167,13 @@ class Store:
             return self._compressed(batch, [data], len(data))
         self._submit(batch)
         return None
+
+    def _stream(self, batch: ProducerBatch) -> tuple[str, int, list[tuple[int, int]]]:
+        """What a worker made of the batch. A stream that is broken is none: the records are not."""
+        try:
+            return self._pool.compressed(batch.slot)
+        except self._corrupt_error:
+            return "taken", 0, []
 
     def _submit(self, batch: ProducerBatch) -> None:
         if self.compressor is not None:
@@ -189,7 +195,7 @@ class Store:
                     raise done.error
                 events.append(self._compressed(done.subject, [done.data], len(done.data)))
         for batch, since_ns in list(self._busy.items()):
-            state, size, spans = self._pool.compressed(batch.slot)
+            state, size, spans = self._stream(batch)
             if state == "done":
                 del self._busy[batch]
                 events.append(self._compressed(batch, self._views(spans), size))

@@ -305,6 +305,26 @@ def test_a_worker_that_is_at_it_is_waited_for_and_then_overtaken(packing: Bench)
     assert not store.waits_for_worker()
 
 
+def test_a_stream_that_is_broken_is_made_anew_and_is_no_crash(
+    packing: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once, waited_for = packing.sealed(30), packing.sealed(31)
+    plain = b"".join(at_once.body.pieces)
+    packing.pool.streams[31] = ("busy", 1, [])
+    assert packing.store.compress(waited_for, 0) is None
+
+    def broken(_slot: int, /) -> Any:
+        raise Corrupt("a chain holds a slot of another batch")
+
+    monkeypatch.setattr(packing.pool, "compressed", broken)
+    event = packing.store.compress(at_once, 0)
+    assert isinstance(event, a.Compressed)
+    assert compression.decompress("gzip", b"".join(at_once.body.pieces), 1 << 20) == plain
+    assert packing.store.compression_done(1) == []
+    (event,) = packing.done()
+    assert event.batch is waited_for
+
+
 # --- giving back
 
 
