@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections import Counter
 from itertools import groupby
+from typing import Any
 
 import mpproducer
 from mpproducer.testing import Broker
@@ -83,3 +85,30 @@ def test_A2_a_record_larger_than_batch_size_is_sent_in_a_batch_of_its_own(broker
         assert [future.result(20).offset for future in futures] == list(range(len(sizes)))
     assert [len(record.value or b"") for record in broker.records(TOPIC, 0)] == sizes
     assert broker.batch_facts(TOPIC, 0)[0] == len(sizes)
+
+
+def _one_record(producer: mpproducer.Producer, barrier: Any) -> None:
+    producer.attach(20)
+    producer.partitions_for(TOPIC)
+    barrier.wait(20)
+    producer.send(TOPIC, b"v", partition=0).result(20)
+
+
+def test_A29_processes_that_open_a_batch_at_once_make_one_batch(broker: Broker) -> None:
+    broker.create_topic(TOPIC)
+    context = multiprocessing.get_context("fork")
+    for number in range(1, 6):
+        barrier = context.Barrier(4)
+        with mpproducer.Producer(
+            bootstrap_servers=broker.bootstrap_servers, linger_ms=400, sender_idle_ms=0
+        ) as producer:
+            producer.attach(20)
+            processes = [
+                context.Process(target=_one_record, args=(producer, barrier)) for _ in range(4)
+            ]
+            for process in processes:
+                process.start()
+            for process in processes:
+                process.join(30)
+                assert process.exitcode == 0
+        assert [batch.count for batch in broker.batches(TOPIC, 0)] == [4] * number
