@@ -41,10 +41,12 @@ def test_a_path_too_long_for_a_socket_is_an_error_with_the_way_out() -> None:
         Rendezvous.of("key", "/tmp/" + "x" * 100)
 
 
-def test_a_runtime_dir_whose_parent_is_missing_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_a_runtime_dir_whose_parent_is_missing_is_an_error_that_names_it(
+    runtime_dir: Path,
+) -> None:
     with pytest.raises(mpproducer.SenderStartFailed, match="there is no folder") as found:
-        Rendezvous.of("key", str(tmp_path / "missing" / "here")).create()
-    assert str(found.value).endswith(str(tmp_path / "missing"))
+        Rendezvous.of("key", str(runtime_dir / "missing" / "here")).create()
+    assert str(found.value).endswith(str(runtime_dir / "missing"))
 
 
 def test_M12_M7_the_folder_is_private_and_nothing_strange_is_used(runtime_dir: Path) -> None:

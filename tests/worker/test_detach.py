@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import threading
@@ -29,9 +28,10 @@ def producer(broker: Broker) -> Iterator[mpproducer.Producer]:
         yield producer
 
 
-def fill_one_batch(producer: mpproducer.Producer) -> None:
-    """Whoever fills a batch compresses it, in its own call."""
-    producer.send_many(TOPIC, [bytes(900)] * 30)
+def fill_batches(producer: mpproducer.Producer, inside: threading.Event) -> None:
+    """Whoever fills a batch compresses it, in its own call, unless the sender was faster."""
+    while not inside.is_set():
+        producer.send_many(TOPIC, [bytes(900)] * 30)
 
 
 def test_detaching_waits_for_a_thread_that_compresses_before_it_says_bye(
@@ -54,7 +54,7 @@ def test_detaching_waits_for_a_thread_that_compresses_before_it_says_bye(
         return b"too late for any use"
 
     link.attachment.set_compressor(compress)
-    thread = threading.Thread(target=fill_one_batch, args=(producer,))
+    thread = threading.Thread(target=fill_batches, args=(producer, inside))
     thread.start()
     assert inside.wait(20)
     attach.detach(link)
@@ -66,7 +66,7 @@ def test_detaching_waits_for_a_thread_that_compresses_before_it_says_bye(
     assert not thread.is_alive()
     producer.close()
     assert wait_until(lambda: not senders(runtime_dir))  # it has heard the bye
-    assert len(broker.records(TOPIC)) == 30
+    assert len(broker.records(TOPIC)) % 30 == 0
 
 
 def test_who_detaches_in_the_midst_of_a_long_compression_is_retired_by_its_death_alone(
@@ -78,7 +78,7 @@ def test_who_detaches_in_the_midst_of_a_long_compression_is_retired_by_its_death
     ready_read, ready_write = os.pipe()
     child = os.fork()
     if child == 0:
-        with contextlib.suppress(BaseException):
+        try:
             theirs = make(broker, **config)
             theirs.attach()
             link = attach.find(theirs._place)
@@ -91,17 +91,19 @@ def test_who_detaches_in_the_midst_of_a_long_compression_is_retired_by_its_death
                 return b""
 
             link.attachment.set_compressor(compress)
-            threading.Thread(target=fill_one_batch, args=(theirs,), daemon=True).start()
+            threading.Thread(target=fill_batches, args=(theirs, inside), daemon=True).start()
             assert inside.wait(20)
             attach.detach(link)
             assert link.attachment.busy
             assert link.sock.fileno() == -1
             os.write(ready_write, b"left")
             time.sleep(60)
+        except BaseException as error:
+            os.write(ready_write, repr(error).encode())
         os._exit(1)
     try:
         os.close(ready_write)
-        assert os.read(ready_read, 9) == b"left"
+        assert os.read(ready_read, 1000) == b"left"
         ours.flush(20)
         status = status_of(ours)
         assert sorted(status["workers"]) == sorted([os.getpid(), child])
