@@ -98,7 +98,7 @@ def test_who_detaches_in_the_midst_of_a_long_compression_is_retired_by_its_death
             assert link.sock.fileno() == -1
             os.write(ready_write, b"left")
             time.sleep(60)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - told to the parent
             os.write(ready_write, repr(error).encode())
         os._exit(1)
     try:
