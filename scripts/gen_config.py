@@ -7,8 +7,9 @@ scripts/gen_config.py --check   exit status 1 when what is there is not what wou
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
+
+from generated import write_or_check
 
 from mpproducer.config import Config
 from mpproducer.config_keys import FOREIGN, UNSUPPORTED, UNSUPPORTED_PREFIXES, Key
@@ -60,17 +61,5 @@ def render() -> str:
     return "".join(lines)
 
 
-def main() -> int:
-    """Write or compare; the exit status says whether the page is up to date."""
-    page = render()
-    if "--check" in sys.argv[1:]:
-        if TARGET.is_file() and TARGET.read_text() == page:
-            return 0
-        sys.stdout.write("docs/CONFIG.md is not up to date: run scripts/gen_config.py\n")
-        return 1
-    TARGET.write_text(page)
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(write_or_check(TARGET, render(), "gen_config.py"))

@@ -6,8 +6,9 @@ scripts/gen_errors.py --check   exit status 1 when what is there is not what wou
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
+
+from generated import write_or_check
 
 from mpproducer.errors import Reason
 from mpproducer.sender.error_table import TABLE, ErrorRow, Step
@@ -76,17 +77,5 @@ def render() -> str:
     return "".join(lines)
 
 
-def main() -> int:
-    """Write or compare; the exit status says whether the page is up to date."""
-    page = render()
-    if "--check" in sys.argv[1:]:
-        if TARGET.is_file() and TARGET.read_text() == page:
-            return 0
-        sys.stdout.write("docs/ERRORS.md is not up to date: run scripts/gen_errors.py\n")
-        return 1
-    TARGET.write_text(page)
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(write_or_check(TARGET, render(), "gen_errors.py"))

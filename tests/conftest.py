@@ -100,6 +100,23 @@ def wait_until(what: Callable[[], bool], seconds: float = END_S) -> bool:
     return True
 
 
+def run_child(job: Callable[[], object]) -> None:
+    """Run in a forked child that ends without atexit; what it raises fails the test."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            job()
+            code = 0
+        except BaseException:  # noqa: BLE001 - told by the exit status
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
 def senders(folder: Path) -> list[psutil.Process]:
     """The sender processes of a runtime folder."""
     found = []

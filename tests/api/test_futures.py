@@ -22,7 +22,7 @@ import mpproducer
 from mpproducer import errors
 from mpproducer.future import BatchFuture, as_concurrent
 from mpproducer.testing import Broker
-from tests.conftest import wait_until
+from tests.conftest import run_child, wait_until
 
 TOPIC = "events"
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -388,23 +388,6 @@ def test_as_concurrent_gives_a_real_future(producer: mpproducer.Producer) -> Non
     assert not futures[0].cancel()
 
 
-def in_child(job: Any) -> None:
-    """Run in a forked child; what it raises fails the test."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            job()
-            code = 0
-        except BaseException:  # noqa: BLE001 - told by the exit status
-            import traceback
-
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    assert os.waitpid(pid, 0)[1] == 0
-
-
 def test_L1_futures_of_the_parent_are_not_the_childs(
     producer: mpproducer.Producer, broker: Broker
 ) -> None:
@@ -426,7 +409,7 @@ def test_L1_futures_of_the_parent_are_not_the_childs(
             assert mine.result(20).offset == 4
             producer.close()
 
-        in_child(child)
+        run_child(child)
         assert future.result(20).offset == 1
         assert many.offsets == [2, 3]
         assert wait_until(lambda: called == [os.getpid()])
@@ -463,7 +446,7 @@ def test_W8_a_worker_that_never_looks_holds_up_nobody_and_loses_nothing(
     try:
         in_child_started = threading.Thread(target=lambda: os.read(ready, 1))
         in_child_started.start()
-        in_child(child)
+        run_child(child)
         in_child_started.join(20)
         assert [producer.send("other", b"v").result(20).offset for _ in range(20)] == list(
             range(20)

@@ -24,7 +24,7 @@ import pytest
 import mpproducer
 from mpproducer.testing import Broker
 from mpproducer.worker import attach, start
-from tests.conftest import senders, wait_until
+from tests.conftest import run_child, senders, wait_until
 
 TOPIC = "events"
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -41,23 +41,6 @@ def producer(broker: Broker) -> Iterator[mpproducer.Producer]:
     broker.create_topic(TOPIC)
     with make(broker) as producer:
         yield producer
-
-
-def run_child(job: Callable[[], object]) -> None:
-    """Run in a forked child that ends without atexit; what it raises fails the test."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            job()
-            code = 0
-        except BaseException:  # noqa: BLE001 - told by the exit status
-            import traceback
-
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    assert os.waitpid(pid, 0)[1] == 0
 
 
 def send_one(producer: mpproducer.Producer) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from mpproducer._core import native
 from mpproducer.shm import control
 from mpproducer.testing import Broker
 from mpproducer.worker import attach
-from tests.conftest import senders, wait_until
+from tests.conftest import run_child, senders, wait_until
 
 TOPIC = "events"
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -36,23 +36,6 @@ def producer(broker: Broker) -> Iterator[mpproducer.Producer]:
     broker.create_topic(TOPIC)
     with make(broker) as producer:
         yield producer
-
-
-def run_child(job: Callable[[], object]) -> None:
-    """Run in a forked child that ends without atexit; what it raises fails the test."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            job()
-            code = 0
-        except BaseException:  # noqa: BLE001 - told by the exit status
-            import traceback
-
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    assert os.waitpid(pid, 0)[1] == 0
 
 
 def descriptors() -> int:
