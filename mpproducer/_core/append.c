@@ -513,7 +513,7 @@ static enum turn append_new(struct mp_writer *writer, uint32_t partition, uint64
 }
 
 enum mp_status mp_append_run(struct mp_writer *writer, uint32_t partition,
-                             const struct mp_record *const *records, uint32_t count,
+                             const struct mp_record *const *records, uint32_t count, int roam,
                              struct mp_place *place) {
     struct mp_region *region = &writer->region;
     place->sealed_count = 0;
@@ -527,6 +527,10 @@ enum mp_status mp_append_run(struct mp_writer *writer, uint32_t partition,
             atomic_load_explicit(&region->partitions[partition].open, ACQUIRE);
         enum turn turn = TURN_OPEN;
         if (open) turn = append_open(writer, partition, open, records, count, place);
+        if (turn == TURN_OPEN && roam && place->sealed_count > 0) {
+            mp_announce(writer, partition, 1); /* no batch that we open here would tell of it */
+            return MP_FULL;
+        }
         if (turn == TURN_OPEN) turn = append_new(writer, partition, open, records[0], place);
         if (turn == TURN_RETRY) continue;
         if (turn == TURN_NO_MEMORY) {

@@ -19,6 +19,8 @@ enum mp_status {
     MP_DONE,
     MP_NO_MEMORY, /* nothing appended; `mp_place.units` slots would be needed */
     MP_CLOSED,    /* the region is closed; nothing appended */
+    MP_FULL,      /* nothing appended: the batch had no room, and the records may go elsewhere;
+                   * granted slots stay in the stash for the next call */
 };
 
 /* A batch this process sealed, as its compressor names it. */
@@ -64,20 +66,22 @@ static inline uint64_t mp_record_bound(const struct mp_record *record) {
 }
 
 /* Appends the first `place.count` >= 1 of the records to one batch of the partition, side by side:
- * as many as fit, within a bound on how long the batch is held. The caller comes back for the rest. */
+ * as many as fit, within a bound on how long the batch is held. The caller comes back for the rest.
+ * Records that are not bound to this partition (`roam`) do not open its next batch when they find
+ * the present one full: they go where the caller sends them, and leave no batch of one behind. */
 enum mp_status mp_append_run(struct mp_writer *writer, uint32_t partition,
-                             const struct mp_record *const *records, uint32_t count,
+                             const struct mp_record *const *records, uint32_t count, int roam,
                              struct mp_place *place);
 
 /* Whether the batch the records went to is full now: not only the one before it, which had no room
- * for them. Unkeyed records move on only then, or they would leave a batch of one behind (KIP-794). */
+ * for them. Then, or after MP_FULL, unkeyed records move on (KIP-794). */
 static inline int mp_filled_batch(const struct mp_place *place) {
     return place->sealed_count > 0 && place->sealed[place->sealed_count - 1].slot == place->slot;
 }
 
 static inline enum mp_status mp_append(struct mp_writer *writer, uint32_t partition,
                                        const struct mp_record *record, struct mp_place *place) {
-    return mp_append_run(writer, partition, &record, 1, place);
+    return mp_append_run(writer, partition, &record, 1, 0, place);
 }
 
 /* Gives back what mp_append_run left in the stash, and lets the sender serve the next waiter. */

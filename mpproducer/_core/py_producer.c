@@ -183,6 +183,10 @@ int producer_wait(Producer *self, Attachment *a, const struct mp_record *record,
                   enum mp_status status, uint32_t units, int64_t *deadline) {
     /* The compressor, called after the append, let other threads run: one may have detached. */
     if (!attachment_usable(a)) return 0;
+    if (status == MP_FULL) {
+        if (self->closed) mp_drop_stash(&a->writer); /* the caller appends no more */
+        return 0;
+    }
     const uint64_t memory = (uint64_t)a->writer.region.slots * MP_SLOT_BYTES;
     if (status == MP_NO_MEMORY && units > a->writer.region.slots) {
         raise_too_large(mp_record_bound(record), memory, "buffer_memory");
@@ -242,8 +246,9 @@ static PyObject *send_record(Producer *self, struct request *r, int64_t explicit
             return NULL;
         }
         struct mp_place place;
-        const enum mp_status status =
-            mp_append(&a->writer, mp_topic_index(ref->topic, partition), &r->record, &place);
+        const struct mp_record *record = &r->record;
+        const enum mp_status status = mp_append_run(
+            &a->writer, mp_topic_index(ref->topic, partition), &record, 1, sticky, &place);
         if (status == MP_DONE) {
             Future *future = *spare;
             *spare = NULL;
@@ -262,6 +267,7 @@ static PyObject *send_record(Producer *self, struct request *r, int64_t explicit
             Py_DECREF((PyObject *)a);
             return (PyObject *)future;
         }
+        if (status == MP_FULL) move_sticky(a, ref, count, partition);
         if (place.sealed_count > 0) attachment_compress(a, &place);
         const int again = producer_wait(self, a, &r->record, status, place.units, deadline);
         Py_DECREF((PyObject *)a);

@@ -68,7 +68,8 @@ static int append(struct sending *s, const struct mp_record *const *list, uint32
             partition < 0 ? sticky_partition(a, s->ref, partitions) : (uint32_t)partition;
         struct mp_place place;
         const enum mp_status status = mp_append_run(&a->writer, mp_topic_index(s->ref->topic, to),
-                                                    list + done, count - done, &place);
+                                                    list + done, count - done, partition < 0,
+                                                    &place);
         if (status == MP_DONE) {
             const uint32_t before = a->pending;
             runs_add(s->runs, batch_of(a, s->topic, to, &place), place.index, place.count);
@@ -85,6 +86,7 @@ static int append(struct sending *s, const struct mp_record *const *list, uint32
             if (a->pending != before && before >= 8) attachment_drain(a);
             continue;
         }
+        if (status == MP_FULL) move_sticky(a, s->ref, partitions, to);
         if (place.sealed_count > 0) attachment_compress(a, &place);
         if (producer_wait(s->self, a, list[done], status, place.units, &s->deadline) == 0) continue;
         if (status != MP_NO_MEMORY || !attachment_usable(a) ||

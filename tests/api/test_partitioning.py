@@ -18,17 +18,19 @@ BATCH_BYTES = 2_000
 VALUE = bytes(90)
 
 
-def unkeyed_runs(broker: Broker, records: int) -> tuple[list[tuple[int, int]], int]:
+def unkeyed_runs(
+    broker: Broker, records: int, value: bytes = VALUE, batch_size: int = BATCH_BYTES
+) -> tuple[list[tuple[int, int]], int]:
     """Sends records without a key; (partition, records) of each run on one partition, in order,
     and how many batches they made."""
     broker.create_topic(TOPIC, PARTITIONS)
     with mpproducer.Producer(
         bootstrap_servers=broker.bootstrap_servers,
-        batch_size=BATCH_BYTES,
+        batch_size=batch_size,
         linger_ms=10_000,  # only full batches move records on
         sender_idle_ms=0,
     ) as producer:
-        futures = [producer.send(TOPIC, VALUE) for _ in range(records)]
+        futures = [producer.send(TOPIC, value) for _ in range(records)]
         producer.flush()
         assert wait_until(lambda: producer.metrics()["record-send-total"] == records)
         batches = producer.metrics()["batch-send-total"]
@@ -47,6 +49,16 @@ def test_A25_A28_records_without_a_key_fill_a_batch_of_one_partition_then_move(
     full = {records for _partition, records in runs[:-1]}
     assert max(full) * len(VALUE) <= 2 * BATCH_BYTES
     assert (min(full) + 1) * (len(VALUE) + 10) >= BATCH_BYTES - 61
+
+
+def test_A28_records_of_which_a_batch_holds_a_few_move_on_when_one_more_has_no_room(
+    broker: Broker,
+) -> None:
+    """A batch that has room for a small record, but not for another large one."""
+    runs, batches = unkeyed_runs(broker, 60, bytes(3_000), 11_000)
+    assert [records for _partition, records in runs] == [3] * 20
+    assert batches == len(runs)
+    assert len({partition for partition, _records in runs}) > 2
 
 
 def test_A26_records_without_a_key_spread_evenly_in_the_long_run(broker: Broker) -> None:

@@ -107,7 +107,7 @@ static uint32_t append(struct mp_writer *writer, uint32_t partition,
                        const struct mp_record *const *records, uint32_t count) {
     struct mp_place place;
     for (;;) {
-        const enum mp_status status = mp_append_run(writer, partition, records, count, &place);
+        const enum mp_status status = mp_append_run(writer, partition, records, count, 0, &place);
         if (status == MP_DONE) break;
         if (status == MP_CLOSED) exit(9);
         atomic_fetch_add(&journal->waits, 1);
