@@ -28,6 +28,8 @@
  *  wake            sender (xchg), worker (CAS->0)  worker          seq_cst          dirty (Dekker)
  *  waiting[]       worker (or / and own bit)       all             seq_cst          wake, T9 (Dekker)
  *  waiter.state    worker, sender (CAS)            both, futex     acq_rel          itself
+ *  free[]          who frees a slot (or), claimer  claimer         seq_cst          T8, T9, waiting[]
+ *                   (and), a hint                                                   (Dekker)
  *  cursor          any claimer, a hint             claimer         relaxed          -
  *  sticky[t]       worker, sender (CAS), a hint    worker          relaxed          -
  *  ctl.topic_*     sender                          worker, futex   release/acquire  topic_version
@@ -44,6 +46,8 @@
  *      wake-up that announces a new batch to a sleeping sender.
  *  R7  a claimed extension slot names its batch and place (batch_id, pos): if its claimer dies it
  *      is freed exactly when that batch does not count it.
+ *  R8  a slot whose word is FREE has its bit in free[], or a process stands between the two: one that
+ *      frees it, or one that claims it. Whoever reaps the dead sets the bits of all FREE slots.
  */
 #ifndef MP_LAYOUT_H
 #define MP_LAYOUT_H
@@ -191,11 +195,12 @@ struct mp_sticky {
 
 struct mp_pool {
     _Alignas(MP_LINE) mp_a64 wake;     /* 0 = sender awake, else deadline_us << 16 | epoch */
-    _Alignas(MP_LINE) mp_a64 cursor;   /* where the next claim looks first */
+    _Alignas(MP_LINE) mp_a64 cursor;   /* word of free[] where the next claim looks first */
     _Alignas(MP_LINE) mp_a64 ticket;   /* next waiter's ticket */
     _Alignas(MP_LINE) mp_a64 waiting[MP_OWNER_WORDS]; /* owners that wait for memory */
     _Alignas(MP_LINE) struct mp_waiter waiters[MP_MAX_OWNERS + 1];
-    /* then, each aligned to MP_LINE: dirty[], sticky[], partitions[], slots[], and the payload */
+    /* then, each aligned to MP_LINE: dirty[], free[] (one bit per slot), sticky[], partitions[],
+     * slots[], and the payload */
 };
 
 struct mp_extent {
@@ -246,6 +251,7 @@ struct mp_region {
     mp_a8 *available;
     struct mp_pool *pool;
     mp_a64 *dirty;
+    mp_a64 *free;
     struct mp_sticky *sticky;
     struct mp_partition *partitions;
     struct mp_slot *slot;

@@ -34,6 +34,7 @@ const char *mp_sender_open(struct mp_sender *sender, int ctl_fd, int pool_fd,
         return "out of memory";
     }
     for (uint32_t i = 0; i < geometry->max_partitions; i++) sender->next_seq[i] = 1;
+    for (uint32_t i = 0; i < geometry->slots; i++) mp_show_free(&sender->region, i);
     sender->partial_owner = 0;
     sender->partial_first = MP_NONE;
     struct mp_ctl *ctl = sender->region.ctl;
@@ -113,7 +114,7 @@ static inline void set_free(struct mp_region *region, uint32_t slot, uint64_t wo
     while (!atomic_compare_exchange_weak_explicit(&region->slot[slot].word, &word,
                                                   word & MP_GEN_MASK, ACQ_REL, ACQUIRE)) {
     }
-    mp_hint_free(region, slot);
+    mp_show_free(region, slot);
 }
 
 /* Frees `count` extensions from `slot` on, as far as they belong to the batch. */
@@ -215,6 +216,7 @@ uint32_t mp_reap(struct mp_sender *sender, uint32_t owner) {
     for (uint32_t slot = 0; slot < region->slots; slot++) {
         struct mp_slot *header = &region->slot[slot];
         const uint64_t word = atomic_load_explicit(&header->word, ACQUIRE);
+        if (!(word & MP_LIVE)) mp_show_free(region, slot); /* R8: it died on the way to or from it */
         if (!(word & MP_LIVE) || mp_owner(word) != owner) continue;
         if (mp_is_extension(word) ? is_counted(sender, header) : sender->known[slot]) continue;
         MP_STEP(42);
@@ -331,9 +333,9 @@ uint32_t mp_grant(struct mp_sender *sender) {
 
 uint32_t mp_free_slots(const struct mp_sender *sender) {
     uint32_t count = 0;
-    for (uint32_t slot = 0; slot < sender->region.slots; slot++)
-        count +=
-            !(atomic_load_explicit(&sender->region.slot[slot].word, RELAXED) & MP_LIVE);
+    for (uint32_t i = 0; i < (sender->region.slots + 63) / 64; i++)
+        count += (uint32_t)__builtin_popcountll(
+            atomic_load_explicit(&sender->region.free[i], RELAXED));
     return count;
 }
 

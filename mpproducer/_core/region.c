@@ -11,7 +11,7 @@ static size_t align_up(size_t value, size_t to) { return (value + to - 1) / to *
 
 struct offsets {
     size_t topics, available, ctl_end;
-    size_t dirty, sticky, partitions, slots, data, pool_end;
+    size_t dirty, free, sticky, partitions, slots, data, pool_end;
 };
 
 static struct offsets place(uint32_t slots, uint32_t max_partitions, uint32_t max_topics) {
@@ -20,7 +20,8 @@ static struct offsets place(uint32_t slots, uint32_t max_partitions, uint32_t ma
     at.available = at.topics + (size_t)max_topics * sizeof(struct mp_topic);
     at.ctl_end = align_up(at.available + max_partitions, 4096);
     at.dirty = align_up(sizeof(struct mp_pool), MP_LINE);
-    at.sticky = align_up(at.dirty + ((size_t)max_partitions + 63) / 64 * 8, MP_LINE);
+    at.free = align_up(at.dirty + ((size_t)max_partitions + 63) / 64 * 8, MP_LINE);
+    at.sticky = align_up(at.free + ((size_t)slots + 63) / 64 * 8, MP_LINE);
     at.partitions = align_up(at.sticky + (size_t)max_topics * sizeof(struct mp_sticky), MP_LINE);
     at.slots = at.partitions + (size_t)max_partitions * sizeof(struct mp_partition);
     at.data = align_up(at.slots + (size_t)slots * sizeof(struct mp_slot), 4096);
@@ -67,6 +68,7 @@ const char *mp_region_map(struct mp_region *region, int ctl_fd, int pool_fd, uin
     region->available = (mp_a8 *)(ctl + at.available);
     region->pool = (struct mp_pool *)pool;
     region->dirty = (mp_a64 *)(pool + at.dirty);
+    region->free = (mp_a64 *)(pool + at.free);
     region->sticky = (struct mp_sticky *)(pool + at.sticky);
     region->partitions = (struct mp_partition *)(pool + at.partitions);
     region->slot = (struct mp_slot *)(pool + at.slots);
@@ -85,38 +87,53 @@ void mp_region_unmap(struct mp_region *region) {
     memset(region, 0, sizeof *region);
 }
 
+static uint32_t free_words(const struct mp_region *region) { return (region->slots + 63) / 64; }
+
+/* Takes the slot's bit and then its word; the bit is a hint, the word decides. */
+static int take(struct mp_region *region, uint32_t slot, uint64_t bits) {
+    const uint64_t bit = UINT64_C(1) << slot % 64;
+    if (!(atomic_fetch_and_explicit(&region->free[slot / 64], ~bit, memory_order_seq_cst) & bit))
+        return 0; /* another claimer was faster */
+    mp_a64 *word = &region->slot[slot].word;
+    uint64_t free_word = atomic_load_explicit(word, memory_order_seq_cst);
+    const uint64_t claimed = bits | ((free_word + MP_GEN_ONE) & MP_GEN_MASK);
+    MP_STEP(1);
+    return !(free_word & MP_LIVE) &&
+           atomic_compare_exchange_strong_explicit(word, &free_word, claimed, memory_order_acq_rel,
+                                                   memory_order_relaxed);
+}
+
 uint32_t mp_claim(struct mp_region *region, uint32_t owner, int extension) {
     const uint64_t bits =
         MP_LIVE | mp_own(owner) | (extension ? MP_SEAL | MP_EXTENSION : UINT64_C(0));
-    const uint32_t slots = region->slots;
-    uint32_t slot = (uint32_t)(atomic_load_explicit(&region->pool->cursor, memory_order_relaxed) %
-                               slots);
-    for (uint32_t seen = 0; seen < slots; seen++) {
-        mp_a64 *word = &region->slot[slot].word;
-        uint64_t free_word = atomic_load_explicit(word, memory_order_seq_cst);
-        if (!(free_word & MP_LIVE)) {
-            const uint64_t claimed = bits | ((free_word + MP_GEN_ONE) & MP_GEN_MASK);
-            MP_STEP(1);
-            if (atomic_compare_exchange_strong_explicit(word, &free_word, claimed,
-                                                        memory_order_acq_rel,
-                                                        memory_order_relaxed)) {
-                MP_STEP(2);
-                if (extension)
-                    atomic_store_explicit(&region->slot[slot].head, MP_NONE, memory_order_relaxed);
-                atomic_store_explicit(&region->pool->cursor, slot + 1, memory_order_relaxed);
-                return slot;
-            }
+    const uint32_t words = free_words(region);
+    const uint32_t first =
+        (uint32_t)(atomic_load_explicit(&region->pool->cursor, memory_order_relaxed) % words);
+    /* The word it starts in is looked at twice: as a whole first, and once more at the end. */
+    for (uint32_t seen = 0, i = first; seen <= words; seen++) {
+        uint64_t set = atomic_load_explicit(&region->free[i], memory_order_seq_cst);
+        for (; set; set &= set - 1) {
+            const uint32_t slot = i * 64 + (uint32_t)__builtin_ctzll(set);
+            if (!take(region, slot, bits)) continue;
+            MP_STEP(2);
+            if (extension)
+                atomic_store_explicit(&region->slot[slot].head, MP_NONE, memory_order_relaxed);
+            if (seen > 0)
+                atomic_store_explicit(&region->pool->cursor, i, memory_order_relaxed);
+            return slot;
         }
-        if (++slot == slots) slot = 0;
+        if (++i == words) i = 0;
     }
     return MP_NONE;
 }
 
 /* Freed slots are claimed again first: their lines and pages are warm, and a host that keeps up
  * with its writers touches a small part of the pool only. */
-void mp_hint_free(struct mp_region *region, uint32_t slot) {
-    if (slot < atomic_load_explicit(&region->pool->cursor, memory_order_relaxed))
-        atomic_store_explicit(&region->pool->cursor, slot, memory_order_relaxed);
+void mp_show_free(struct mp_region *region, uint32_t slot) {
+    atomic_fetch_or_explicit(&region->free[slot / 64], UINT64_C(1) << slot % 64,
+                             memory_order_seq_cst);
+    if (slot / 64 < atomic_load_explicit(&region->pool->cursor, memory_order_relaxed))
+        atomic_store_explicit(&region->pool->cursor, slot / 64, memory_order_relaxed);
 }
 
 void mp_unclaim(struct mp_region *region, uint32_t slot, uint32_t owner) {
@@ -127,7 +144,7 @@ void mp_unclaim(struct mp_region *region, uint32_t slot, uint32_t owner) {
            !atomic_compare_exchange_weak_explicit(word, &seen, seen & MP_GEN_MASK,
                                                   memory_order_seq_cst, memory_order_relaxed)) {
     }
-    mp_hint_free(region, slot);
+    mp_show_free(region, slot);
 }
 
 int mp_anyone_waits(const struct mp_region *region) {

@@ -35,7 +35,8 @@ uint32_t mp_claim(struct mp_region *region, uint32_t owner, int extension);
 /* T9: gives back a slot that `owner` claimed and nobody else can see. */
 void mp_unclaim(struct mp_region *region, uint32_t slot, uint32_t owner);
 
-void mp_hint_free(struct mp_region *region, uint32_t slot);
+/* The last step of making a slot FREE: claimers find it from here on. */
+void mp_show_free(struct mp_region *region, uint32_t slot);
 
 int mp_anyone_waits(const struct mp_region *region);
 

@@ -96,7 +96,7 @@ class Loop:
         self._answers: deque[Event] = deque()
         self._feeding = False
         self._released = False
-        self._published_ns = 0
+        self._publish_ns = self.now_ns  # NEVER_NS: nothing happened since the last time
         self._backlogged: dict[int, Worker] = {}
         self._quarantine_ns = 0
         self._until_ns = self.now_ns  # when the sleep was to end
@@ -138,6 +138,8 @@ class Loop:
         self.now_ns = time.monotonic_ns()
         slept_ns = self.now_ns - before_ns
         dispatch(self.handlers, events)
+        if events and self._publish_ns == NEVER_NS:
+            self._publish_ns = self.now_ns + _PUBLISH_NS
         if events or slept_ns < MAX_SLEEP_NS:
             self.collect()
         else:
@@ -162,7 +164,7 @@ class Loop:
         if busy_ns > self.counters.loop_gap_us_max * 1000:
             self.counters.loop_gap_us_max = busy_ns // 1000
         self._until_ns = until_ns = self._wake_up_ns(now_ns)
-        if now_ns - self._published_ns > _PUBLISH_NS or until_ns - now_ns > MAX_SLEEP_NS:
+        if now_ns >= self._publish_ns:
             self.publish_counters()
         if until_ns <= now_ns:
             return self.epoll.poll(0)
@@ -187,7 +189,7 @@ class Loop:
             most_ns = MAX_SLEEP_NS
         else:
             most_ns = IDLE_SLEEP_NS
-        until_ns = min(now_ns + most_ns, self._turn_due_ns)
+        until_ns = min(now_ns + most_ns, self._turn_due_ns, self._publish_ns)
         due_ns = self.machine.next_deadline_ns()
         return until_ns if due_ns is None else min(until_ns, due_ns)
 
@@ -406,7 +408,7 @@ class Loop:
 
     def publish_counters(self) -> None:
         """Copy the counters to shared memory, where anybody attached can read them."""
-        self._published_ns = self.now_ns
+        self._publish_ns = NEVER_NS
         counters = self.counters
         counters.buffer_total_bytes = self.config.slots * 16384
         counters.buffer_available_bytes = self.pool.free_slots() * 16384

@@ -382,6 +382,46 @@ static void a_grant_that_was_not_used_goes_back_before_the_next_wait(void) {
     check_all_free(4);
 }
 
+static void records_that_may_roam_leave_a_full_batch_to_the_sender(void) {
+    static const uint8_t value[600];
+    const struct mp_record record = {.value = value, .value_bytes = sizeof value, .key_bytes = -1};
+    const struct mp_record *list = &record;
+    struct mp_place place;
+    open_pool(4, 2000); /* in the end a small record would have room, and one more of 600 B not */
+    CHECK(put(0, 0, 600, &place) == MP_DONE && put(0, 0, 600, &place) == MP_DONE);
+    CHECK(mp_take_dirty(&sender, 0) == 1);
+    CHECK(put(0, 0, 200, &place) == MP_DONE && place.sealed_count == 0);
+    mp_wait_begin(&writer[0], 2);
+    CHECK(mp_grant(&sender) == 1 && mp_wait_end(&writer[0]));
+    CHECK(mp_append_run(&writer[0], 0, &list, 1, 1, &place) == MP_FULL);
+    CHECK(place.sealed_count == 1 && mp_take_dirty(&sender, 0) == 1);
+    CHECK(writer[0].stash != MP_NONE && mp_free_slots(&sender) == 1);
+    /* Elsewhere it uses what it was granted; here nothing was opened behind the full batch. */
+    CHECK(mp_append_run(&writer[0], 1, &list, 1, 1, &place) == MP_DONE && place.index == 0);
+    CHECK(writer[0].stash == MP_NONE && mp_free_slots(&sender) == 2);
+    CHECK(take(0, NULL) == 3 && take(1, NULL) == 1);
+    /* The batch is full and sealed by somebody else: then the next one is opened. */
+    CHECK(mp_append_run(&writer[0], 0, &list, 1, 1, &place) == MP_DONE && place.index == 0);
+}
+
+static void kept_by(void) {
+    /* Writer 0 has taken the bit of a slot and stands before its word: it is found again. */
+    CHECK(mp_free_slots(&sender) == 3);
+    CHECK(mp_reap(&sender, 1) == 0);
+    CHECK(mp_free_slots(&sender) == 4);
+}
+
+static void a_slot_whose_bit_died_with_its_claimer_is_found_by_the_reaper(void) {
+    struct mp_place place;
+    open_pool(4, 1000);
+    stop_at(1, kept_by);
+    CHECK(put(1, 0, 10, &place) == MP_DONE && at_step == 0);
+    /* The claim went on here, and left a bit of a taken slot: whoever finds it passes by. */
+    CHECK(put(1, 1, 10, &place) == MP_DONE);
+    CHECK(put(1, 2, 20000, &place) == MP_DONE);
+    CHECK(put(1, 1, 2000, &place) == MP_NO_MEMORY && mp_free_slots(&sender) == 0);
+}
+
 static void leave(void) { CHECK(!mp_wait_end(&writer[0])); }
 
 static void a_timeout_that_races_the_grant_keeps_nothing(void) {
@@ -420,6 +460,8 @@ static const struct {
     SCENARIO(what_was_granted_to_the_dead_comes_back),
     SCENARIO(a_grant_that_was_not_used_goes_back_before_the_next_wait),
     SCENARIO(a_timeout_that_races_the_grant_keeps_nothing),
+    SCENARIO(records_that_may_roam_leave_a_full_batch_to_the_sender),
+    SCENARIO(a_slot_whose_bit_died_with_its_claimer_is_found_by_the_reaper),
 };
 
 int main(int argc, char **argv) {
