@@ -1,7 +1,7 @@
 """The C core as Python sees it. `layout.h` holds the protocol of the shared words."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 LAYOUT_VERSION: int
 LAYOUT_HASH: (
@@ -25,6 +25,10 @@ def segment_sizes(slots: int, max_partitions: int, max_topics: int) -> tuple[int
 def murmur2(data: bytes) -> int:
     """Java's murmur2 (seed 0x9747b28c) as an unsigned 32-bit int; mask with 0x7fffffff, then
     modulo."""
+
+_Frozen: TypeAlias = tuple[int, int, int, int, tuple[int, ...], list[tuple[int, int]]]
+"""(records, size_bytes, base_timestamp_ms, max_timestamp_ms, participants (owner ids), spans
+[(offset, length)] in the payload area, adjacent slots merged) of a sealed batch."""
 
 @final
 class Pool:
@@ -62,14 +66,12 @@ class Pool:
     def peek(self, slot: int) -> tuple[bool, int, int, int]:
         """(sealed, records, size_bytes, owner id or 0) of a head slot, from one load of its
         word."""
-    def seal(self, slot: int) -> bool:
-        """Freeze the batch. False when it holds no record and its owner is alive (never seal those:
-        they would livelock); True when it is sealed now (records may be 0 when the owner died)."""
-    def walk(self, slot: int) -> tuple[int, int, int, int, tuple[int, ...], list[tuple[int, int]]]:
-        """Of a SEALED batch: (records, size_bytes, base_timestamp_ms, max_timestamp_ms,
-        participants (owner ids), spans [(offset, length)] in the payload area, adjacent slots
-        merged). Validates every record (lengths, dense offset deltas, attributes 0); raises
-        CorruptBatch."""
+    def freeze(self, slots: list[int], room: int) -> list[_Frozen | tuple[str, int] | None]:
+        """Seal the batches in these head slots and check every record, in order, until they hold
+        `room` bytes together; the first one whatever it holds. One entry for each that was tried:
+        None, it has no record and its owner is alive (never seal those: they would livelock);
+        (why, records), its bytes are not what an append leaves; or _Frozen, with 0 records when its
+        owner died before the first. Sealed are all but those of None."""
     def release(self, slot: int) -> bool:
         """Give the batch's memory back: True if freed now, False if a stopped writer may still
         touch it (quarantined inside; freed by retry_quarantine)."""

@@ -155,12 +155,6 @@ static PyObject *pool_peek(Pool *self, PyObject *arg) {
                          mp_bytes(word), mp_owner(word));
 }
 
-static PyObject *pool_seal(Pool *self, PyObject *arg) {
-    const int64_t slot = slot_argument(self, arg);
-    if (slot < 0) return NULL;
-    return PyBool_FromLong(mp_seal(&self->sender, (uint32_t)slot));
-}
-
 static PyObject *span_list(const struct mp_walk *walk) {
     PyObject *spans = PyList_New(walk->spans);
     for (uint32_t i = 0; spans && i < walk->spans; i++) {
@@ -186,15 +180,33 @@ static PyObject *participants(const struct mp_slot *header) {
     return tuple;
 }
 
-static PyObject *pool_walk(Pool *self, PyObject *arg) {
-    const int64_t slot = slot_argument(self, arg);
-    if (slot < 0) return NULL;
+/* None: no record yet, and its owner is alive. (why, records): corrupt. Else what the walk found. */
+static PyObject *freeze_one(Pool *self, uint32_t slot, uint64_t *bytes) {
+    if (!mp_seal(&self->sender, slot)) Py_RETURN_NONE;
+    const struct mp_slot *header = &self->sender.region.slot[slot];
     struct mp_walk walk = {.span = self->spans};
-    const char *wrong = mp_walk(&self->sender, (uint32_t)slot, &walk);
-    if (wrong) return corrupt(wrong);
+    const char *wrong = mp_walk(&self->sender, slot, &walk);
+    if (wrong)
+        return Py_BuildValue("sI", wrong,
+                             mp_records(atomic_load_explicit(&header->word, memory_order_relaxed)));
+    *bytes += walk.bytes;
     return Py_BuildValue("IILLNN", walk.records, walk.bytes, (long long)walk.base_timestamp,
-                         (long long)walk.max_timestamp,
-                         participants(&self->sender.region.slot[slot]), span_list(&walk));
+                         (long long)walk.max_timestamp, participants(header), span_list(&walk));
+}
+
+static PyObject *pool_freeze(Pool *self, PyObject *args) {
+    PyObject *slots;
+    unsigned long long room;
+    if (!PyArg_ParseTuple(args, "O!K", &PyList_Type, &slots, &room)) return NULL;
+    PyObject *found = PyList_New(0);
+    uint64_t bytes = 0;
+    for (Py_ssize_t i = 0; found && i < PyList_GET_SIZE(slots) && (i == 0 || bytes < room); i++) {
+        const int64_t slot = slot_argument(self, PyList_GET_ITEM(slots, i));
+        PyObject *one = slot < 0 ? NULL : freeze_one(self, (uint32_t)slot, &bytes);
+        if (!one || PyList_Append(found, one) < 0) Py_CLEAR(found);
+        Py_XDECREF(one);
+    }
+    return found;
 }
 
 static PyObject *pool_release(Pool *self, PyObject *arg) {
@@ -427,8 +439,7 @@ static PyMethodDef pool_methods[] = {
     {"all_open", (PyCFunction)pool_all_open, METH_NOARGS, NULL},
     {"new_batches", (PyCFunction)pool_new_batches, METH_O, NULL},
     {"peek", (PyCFunction)pool_peek, METH_O, NULL},
-    {"seal", (PyCFunction)pool_seal, METH_O, NULL},
-    {"walk", (PyCFunction)pool_walk, METH_O, NULL},
+    {"freeze", (PyCFunction)pool_freeze, METH_VARARGS, NULL},
     {"release", (PyCFunction)pool_release, METH_O, NULL},
     {"retry_quarantine", (PyCFunction)pool_retry_quarantine, METH_NOARGS, NULL},
     {"compressed", (PyCFunction)pool_compressed, METH_O, NULL},

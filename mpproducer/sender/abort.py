@@ -41,7 +41,7 @@ def tell_everybody(machine: Machine, store: Store, workers: Workers, pool: Any) 
 
 def _tell(batch: ProducerBatch, store: Store, workers: Workers) -> int:
     if batch.state is OPEN:
-        sealed = store.seal(batch)
+        (sealed,) = store.seal(actions.Seal([batch])).results
         if not isinstance(sealed, actions.BatchSealed) or not sealed.records:
             return 0
         batch.records = sealed.records

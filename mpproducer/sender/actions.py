@@ -49,11 +49,13 @@ class Outcome:
 
 @dataclass(slots=True)
 class BatchOpened:
-    """A batch with at least one record was linked to a partition."""
+    """A batch with at least one record was linked to a partition; `full`: and is sealed, or has a
+    newer one behind it."""
 
     partition_index: int
     batch_seq: int
     slot: int
+    full: bool = False
 
 
 @dataclass(slots=True)
@@ -65,7 +67,7 @@ class BatchFull:
 
 @dataclass(slots=True)
 class BatchSealed:
-    """Answer to `Seal`: the batch is frozen and every record in it was validated."""
+    """A result of `Seal`: the batch is frozen and every record in it was validated."""
 
     batch: ProducerBatch
     records: int
@@ -77,18 +79,28 @@ class BatchSealed:
 
 @dataclass(slots=True)
 class BatchEmpty:
-    """Answer to `Seal`: no record yet and its owner is alive; ask again later."""
+    """A result of `Seal`: no record yet and its owner is alive; ask again later."""
 
     batch: ProducerBatch
 
 
 @dataclass(slots=True)
 class BatchCorrupt:
-    """The bytes are not what a worker's append leaves, or changed after the batch was sealed."""
+    """The bytes are not what a worker's append leaves (a result of `Seal`), or changed after the
+    batch was sealed (an event)."""
 
     batch: ProducerBatch
     why: str
     records: int = 0
+
+
+@dataclass(slots=True)
+class Sealed:
+    """Answer to `Seal`: what became of its batches, in order. The last ones have no result, and are
+    open, when those before them filled the room."""
+
+    asked: Seal
+    results: list[BatchSealed | BatchEmpty | BatchCorrupt]
 
 
 @dataclass(slots=True)
@@ -241,9 +253,12 @@ class Response:
 
 @dataclass(slots=True)
 class Seal:
-    """Freeze the batch and validate it; answered in the same turn."""
+    """Freeze and validate these batches, in order, until they fill `room_bytes`, the first in any
+    case; answered in the same turn. `node_id` is whose request they are for, if any."""
 
-    batch: ProducerBatch
+    batches: list[ProducerBatch]
+    room_bytes: int = 0
+    node_id: int | None = None
 
 
 @dataclass(slots=True)
@@ -381,8 +396,7 @@ class Exit:
 Event: TypeAlias = (
     BatchOpened
     | BatchFull
-    | BatchSealed
-    | BatchEmpty
+    | Sealed
     | BatchCorrupt
     | Compressed
     | SplitDone

@@ -334,7 +334,8 @@ class Delivery:
         if batch.state is OPEN:
             batch.doom = Doom(code, reason, message)
             self.aging.pop(batch, None)
-            self._drain.ask_seal(batch)
+            if not batch.seal_asked:
+                self._drain.ask_seal([batch])
             self._drain.refresh(batch.partition, now_ns)
             return
         if batch.state is IN_FLIGHT:

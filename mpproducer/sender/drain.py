@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from mpproducer.sender.timers import Timers
 
 PREPARED: Final = 2  # sealed batches per partition that compression may run ahead
+SEALED_AT_ONCE: Final = 512  # a bound on what is looked at again after each answer
 _EMPTY_RETRY_NS: Final = MS  # an empty batch is asked again after this
 
 
@@ -81,11 +82,11 @@ class Drain:
 
     # --- becoming due
 
-    def opened(self, batch: ProducerBatch, now_ns: int) -> None:
+    def opened(self, batch: ProducerBatch, now_ns: int, *, full: bool = False) -> None:
         """A batch got its first record."""
         partition = batch.partition
         partition.queue.append(batch)
-        if self.hurry or not self._linger_ns:
+        if full or self.hurry or not self._linger_ns:
             batch.due = True
         else:
             self._lingering.append((now_ns + self._linger_ns, batch))
@@ -143,10 +144,6 @@ class Drain:
         if node is not before:
             if before is not None:
                 before.ready.pop(partition, None)
-                if before.sealing is not None and before.sealing.partition is partition:
-                    # The answer to `Seal` will not find the way back to this node.
-                    before.sealing = None
-                    self.poked[before] = None
             partition.ready_at = node
             if node is not None:
                 node.ready[partition] = None
@@ -194,24 +191,31 @@ class Drain:
                 if not due or waits or ahead >= PREPARED:
                     return
                 batch.due = True
-                self.ask_seal(batch)
+                self.ask_seal([batch])
             if batch.base_sequence == NO_SEQUENCE:
                 ahead += 1
 
-    def ask_seal(self, batch: ProducerBatch) -> None:
-        """Have the batch frozen; the answer comes in this turn."""
-        if not batch.seal_asked:
+    def ask_seal(
+        self, batches: list[ProducerBatch], room_bytes: int = 0, node: Node | None = None
+    ) -> None:
+        """Have batches frozen; the answer comes in this turn."""
+        for batch in batches:
             batch.seal_asked = True
-            self.seals += 1
-            self._emit(Seal(batch))
+        self.seals += 1
+        if node is None:
+            self._emit(Seal(batches))
+        else:
+            node.sealing = True
+            self._emit(Seal(batches, room_bytes, node.node_id))
 
-    def seal_answered(self, batch: ProducerBatch) -> None:
-        """The loop answered `Seal`: its node, if one waits for it, goes on picking."""
-        batch.seal_asked = False
+    def seal_answered(self, asked: Seal) -> None:
+        """The loop answered `Seal`: the node it was for goes on."""
         self.seals -= 1
-        node = batch.partition.ready_at
-        if node is not None and node.sealing is batch:
-            node.sealing = None
+        for batch in asked.batches:
+            batch.seal_asked = False
+        node = None if asked.node_id is None else self._nodes.get(asked.node_id)
+        if node is not None:
+            node.sealing = False
             self.poked[node] = None
 
     def _look_again(self, batch: ProducerBatch, now_ns: int) -> None:
@@ -250,65 +254,50 @@ class Drain:
             self._fill(node, now_ns)
 
     def _fill(self, node: Node, now_ns: int) -> None:
-        """Pick due batches, one per partition, and send them as one request.
+        """Send due batches, one per partition, as one request.
 
-        Picking stops at the first open batch until the loop has sealed it: only then is its
-        size known. A batch larger than max.request.size goes alone.
+        Open ones are sealed first, as many as may fit: only then is their size known, and everything
+        behind them waits its turn. A batch larger than max.request.size goes alone.
         """
-        if node.sealing is not None or not (node.ready or node.picked):
+        if node.sealing or not node.ready:
             return
         if not node.can_send(now_ns):
-            self._put_back(node, now_ns)
             if node.state is not READY:
                 self._nodes.connect(node, now_ns)
             return
         if node.produce_version < 0:
             self._cannot_produce(node, now_ns)
             return
-        ready = node.ready
-        while ready:
-            partition = next(iter(ready))
-            batch = self._idempotence.candidate(partition)
-            if batch is None:
-                raise AssertionError(f"{partition!r} is ready without a batch")
-            if batch.state is OPEN:
-                node.sealing = batch
-                self.ask_seal(batch)
-                return
-            size = node.picked_bytes + batch.wire_bytes
-            if node.picked and size > self._max_request_size:
-                break
-            ready.popitem(last=False)
-            partition.ready_at = None
-            node.picked.append(batch)
-            node.picked_bytes = size
-        if node.picked:
-            self._send(node, now_ns)
-
-    def _put_back(self, node: Node, now_ns: int) -> None:
-        """The node went away between picking and sending."""
-        picked, node.picked, node.picked_bytes = node.picked, [], 0
-        for batch in picked:
-            self.refresh(batch.partition, now_ns)
-
-    def _still_going(self, node: Node, now_ns: int) -> tuple[ProducerBatch, ...]:
-        """What was picked and may still go. Since its partition became ready, another one may
-        have moved the producer to a new epoch, or an answer may have named another leader."""
-        picked, node.picked, node.picked_bytes = node.picked, [], 0
         going: list[ProducerBatch] = []
-        for batch in picked:
-            partition = batch.partition
-            next_one = self._idempotence.candidate(partition)
-            if next_one is batch and self._leader_node(partition, batch) is node:
+        still_open: list[ProducerBatch] = []
+        moved: list[Partition] = []
+        size = 0
+        for partition in node.ready:
+            batch = self._idempotence.candidate(partition)
+            if batch is None or not self._still_may(partition, batch, node):
+                moved.append(partition)
+            elif batch.state is OPEN:
+                still_open.append(batch)
+                if len(still_open) == SEALED_AT_ONCE:
+                    break
+            elif not still_open:
+                if going and size + batch.wire_bytes > self._max_request_size:
+                    break
                 going.append(batch)
-            else:
-                self.refresh(partition, now_ns)
-        return tuple(going)
+                size += batch.wire_bytes
+        for partition in moved:
+            self.refresh(partition, now_ns)
+        if still_open and size < self._max_request_size:
+            self.ask_seal(still_open, self._max_request_size - size, node)
+        elif going:
+            self._send(node, tuple(going), now_ns)
 
-    def _send(self, node: Node, now_ns: int) -> None:
-        batches = self._still_going(node, now_ns)
-        if not batches:
-            return
+    def _still_may(self, partition: Partition, batch: ProducerBatch, node: Node) -> bool:
+        """Whether the batch may go to this node now. Since its partition became ready, another one
+        may have moved the producer to a new epoch, or an answer may have named another leader."""
+        return self._leader_node(partition, batch) is node
+
+    def _send(self, node: Node, batches: tuple[ProducerBatch, ...], now_ns: int) -> None:
         counters = self._counters
         for batch in batches:
             partition = batch.partition
@@ -324,6 +313,8 @@ class Drain:
             batch.memory_to(LENT)
             batch.attempts += 1
             batch.leader_epoch = partition.leader_epoch
+            del node.ready[partition]
+            partition.ready_at = None
             partition.on_wire += 1
             partition.wire_node = node
             counters.record_send_total += batch.records
@@ -351,9 +342,6 @@ class Drain:
         """A queued batch got its outcome without being sent: take it out of its queue."""
         partition = batch.partition
         partition.queue.remove(batch)
-        node = partition.ready_at
-        if node is not None and node.sealing is batch:
-            node.sealing = None
         self.refresh(partition, now_ns)
 
     def back(self, batch: ProducerBatch, wait_ns: int, now_ns: int) -> None:

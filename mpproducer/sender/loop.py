@@ -295,7 +295,7 @@ class Loop:
     # --- actions
 
     def _seal(self, action: actions.Seal) -> None:
-        self._answers.append(self.store.seal(action.batch))
+        self._answers.append(self.store.seal(action))
 
     def _compress(self, action: actions.Compress) -> None:
         event = self.store.compress(action.batch, self.now_ns)

@@ -20,7 +20,15 @@ from typing import TYPE_CHECKING, Any
 from mpproducer.errors import Reason
 from mpproducer.sender import actions, error_table, requests
 from mpproducer.sender.actions import Action, Event, Exit, Release
-from mpproducer.sender.batch import EMPTY, HEADER_BYTES, IN_FLIGHT, LENT, QUEUED, ProducerBatch
+from mpproducer.sender.batch import (
+    EMPTY,
+    HEADER_BYTES,
+    IN_FLIGHT,
+    LENT,
+    OPEN,
+    QUEUED,
+    ProducerBatch,
+)
 from mpproducer.sender.counters import Counters
 from mpproducer.sender.delivery import Delivery
 from mpproducer.sender.discovery import Discovery
@@ -106,8 +114,7 @@ class Machine:
         self._handlers: dict[type[Any], Callable[[Any, int], None]] = {
             actions.BatchOpened: self._on_opened,
             actions.BatchFull: self._on_full,
-            actions.BatchSealed: self._on_sealed,
-            actions.BatchEmpty: self._on_empty,
+            actions.Sealed: self._on_seal_answered,
             actions.BatchCorrupt: self._on_corrupt,
             actions.Compressed: self._on_compressed,
             actions.SplitDone: self._on_split_done,
@@ -126,6 +133,11 @@ class Machine:
             actions.Closed: self._on_closed,
             actions.Wrote: self._on_wrote,
             actions.Response: self._on_response,
+        }
+        self._sealers: dict[type[Any], Callable[[Any, int], None]] = {
+            actions.BatchSealed: self._on_sealed,
+            actions.BatchEmpty: self._on_empty,
+            actions.BatchCorrupt: self._on_corrupt,
         }
 
     def on_event(self, event: Event, now_ns: int, *, more: bool = False) -> list[Action]:
@@ -181,7 +193,7 @@ class Machine:
         self.metadata.used(partition.topic, now_ns)
         if self.discovery.id_blocked:
             self.discovery.unblock()
-        self.drain.opened(batch, now_ns)
+        self.drain.opened(batch, now_ns, full=event.full)
         if self.fatal is not None:
             self.delivery.fail(batch, *self.fatal, now_ns)
 
@@ -189,6 +201,11 @@ class Machine:
         batch = self._open.get(event.slot)
         if batch is not None:
             self.drain.make_due(batch, now_ns)
+
+    def _on_seal_answered(self, event: actions.Sealed, now_ns: int) -> None:
+        self.drain.seal_answered(event.asked)
+        for result in event.results:
+            self._sealers[type(result)](result, now_ns)
 
     def _on_sealed(self, event: actions.BatchSealed, now_ns: int) -> None:
         batch = event.batch
@@ -199,7 +216,6 @@ class Machine:
         batch.max_timestamp_ms = event.max_timestamp_ms
         batch.participants = event.participants
         self._open.pop(batch.slot, None)
-        self.drain.seal_answered(batch)
         must_compress = self.drain.sealed(batch)
         if not batch.records:
             batch.doom = None
@@ -218,7 +234,6 @@ class Machine:
 
     def _on_empty(self, event: actions.BatchEmpty, now_ns: int) -> None:
         batch = event.batch
-        self.drain.seal_answered(batch)
         if batch.doom is not None and self._close_overdue(now_ns):
             # Nobody to tell, and nobody to wait for: the end closes its writer's pipe.
             batch.doom = None
@@ -234,9 +249,8 @@ class Machine:
         """A worker scribbled: everybody who might have a record in there is told."""
         batch = event.batch
         self.counters.batch_corrupt_total += 1
-        if batch.seal_asked:
+        if batch.state is OPEN:
             self._open.pop(batch.slot, None)
-            self.drain.seal_answered(batch)
             self.drain.sealed(batch)
             batch.doom = None
             batch.records = event.records

@@ -76,8 +76,6 @@ class Node:
         "last_address",
         "next_address",
         "node_id",
-        "picked",
-        "picked_bytes",
         "port",
         "produce_version",
         "ready",
@@ -114,9 +112,7 @@ class Node:
         self.idle_armed = False
         self.why = ""
         self.ready: OrderedDict[Partition, None] = OrderedDict()
-        self.picked: list[ProducerBatch] = []
-        self.picked_bytes = 0
-        self.sealing: ProducerBatch | None = None
+        self.sealing = False  # the answer to a `Seal` for its next request is awaited
 
     def can_send(self, now_ns: int) -> bool:
         """READY, not throttled, and the in-flight queue takes one more."""

@@ -31,10 +31,7 @@ class PoolLike(Protocol):
     def all_open(self) -> list[int]: ...
     def new_batches(self, partition_index: int, /) -> list[tuple[int, int]]: ...
     def peek(self, slot: int, /) -> tuple[bool, int, int, int]: ...
-    def seal(self, slot: int, /) -> bool: ...
-    def walk(
-        self, slot: int, /
-    ) -> tuple[int, int, int, int, tuple[int, ...], list[tuple[int, int]]]: ...
+    def freeze(self, slots: list[int], room: int, /) -> list[Any]: ...
     def release(self, slot: int, /) -> bool: ...
     def compressed(self, slot: int, /) -> tuple[str, int, list[tuple[int, int]]]: ...
     def take_compression(self, slot: int, /) -> bool: ...
@@ -110,26 +107,31 @@ class Store:
                     self._looks = 0
                 self._unborn[index] = (seq, slot)
                 return
-            events.append(actions.BatchOpened(index, seq, slot))
-            if sealed or place < last:
-                events.append(actions.BatchFull(slot))
-            else:
+            full = sealed or place < last
+            events.append(actions.BatchOpened(index, seq, slot, full))
+            if not full:
                 self._newest[index] = slot
 
     # --- freezing
 
-    def seal(self, batch: ProducerBatch) -> Event:
-        """Freeze the batch and check every record in it."""
-        pool = self._pool
-        slot = batch.slot
-        if not pool.seal(slot):
+    def seal(self, action: actions.Seal) -> actions.Sealed:
+        """Freeze batches and check every record in them."""
+        batches = action.batches
+        slots = [batch.slot for batch in batches]
+        # Shorter than what was asked for when the room was filled before.
+        found = zip(batches, self._pool.freeze(slots, action.room_bytes), strict=False)
+        return actions.Sealed(action, [self._sealed(batch, one) for batch, one in found])
+
+    def _sealed(
+        self, batch: ProducerBatch, found: Any
+    ) -> actions.BatchSealed | actions.BatchEmpty | actions.BatchCorrupt:
+        if found is None:
             return actions.BatchEmpty(batch)
-        if self._newest.get(batch.partition.index) == slot:
+        if self._newest.get(batch.partition.index) == batch.slot:
             del self._newest[batch.partition.index]
-        try:
-            records, size, base_ms, max_ms, participants, spans = pool.walk(slot)
-        except self._corrupt_error as error:
-            return actions.BatchCorrupt(batch, str(error), pool.peek(slot)[1])
+        if len(found) == 2:
+            return actions.BatchCorrupt(batch, *found)
+        records, size, base_ms, max_ms, participants, spans = found
         batch.body = codec.Body(self._views(spans), size)
         return actions.BatchSealed(batch, records, size, base_ms, max_ms, participants)
 

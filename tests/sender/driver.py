@@ -14,8 +14,7 @@ from mpproducer.sender.machine import Machine
 
 # What the loop answers before it hands over anything else.
 ANSWERS: Final = (
-    a.BatchSealed,
-    a.BatchEmpty,
+    a.Sealed,
     a.BatchCorrupt,
     a.Compressed,
     a.SplitDone,

@@ -78,13 +78,27 @@ class Harness(Driver):
     # --- batches and topics
 
     def _do_Seal(self, action: a.Seal) -> list[Any]:
-        batch = action.batch
+        results: list[Any] = []
+        left = action.room_bytes
+        for batch in action.batches:
+            if results and left <= 0:
+                break
+            results.append(self._seal(batch))
+            if isinstance(results[-1], a.BatchSealed):
+                left -= results[-1].size_bytes
+        return [a.Sealed(action, results)]
+
+    def _seal(self, batch: ProducerBatch) -> Any:
         fill = self.fills[batch.slot]
         if batch.slot in self.corrupt:
-            return [a.BatchCorrupt(batch, self.corrupt[batch.slot], fill.records)]
+            return a.BatchCorrupt(batch, self.corrupt[batch.slot], fill.records)
         if not fill.records and fill.owners:
-            return [a.BatchEmpty(batch)]
-        return [a.BatchSealed(batch, fill.records, fill.size_bytes, 1_000, 1_000, fill.owners)]
+            return a.BatchEmpty(batch)
+        return a.BatchSealed(batch, fill.records, fill.size_bytes, 1_000, 1_000, fill.owners)
+
+    def asked_to_seal(self) -> list[ProducerBatch]:
+        """Every batch of every `Seal`, in order."""
+        return [batch for action in self.of(a.Seal) for batch in action.batches]
 
     def _do_Verify(self, action: a.Verify) -> list[Any]:
         batch = action.batch

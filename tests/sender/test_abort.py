@@ -29,12 +29,14 @@ class World:
     def collect_all(self) -> list[a.Event]:
         return self.fresh
 
-    def seal(self, batch: ProducerBatch) -> a.Event:
+    def seal(self, action: a.Seal) -> a.Sealed:
         self.order.append("sealed")
+        (batch,) = action.batches
         fill = self.h.fills[batch.slot]
         if not fill.records:
-            return a.BatchEmpty(batch)
-        return a.BatchSealed(batch, fill.records, fill.size_bytes, 1, 1, fill.owners)
+            return a.Sealed(action, [a.BatchEmpty(batch)])
+        sealed = a.BatchSealed(batch, fill.records, fill.size_bytes, 1, 1, fill.owners)
+        return a.Sealed(action, [sealed])
 
     def complete(self, action: a.Complete) -> None:
         self.told.append(action)

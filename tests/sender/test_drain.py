@@ -62,6 +62,35 @@ def test_A4_a_request_takes_what_fits_and_the_rest_comes_next() -> None:
     assert [_numbers(send) for send in h.produce_requests()] == [[0, 1], [2, 3]]
 
 
+def test_batches_are_sealed_for_a_request_until_it_is_full_and_the_others_stay_open() -> None:
+    h = Harness(max_request_size=1_000_000, linger_ms=5).ready({n: 0 for n in range(6)})
+    slots = [h.open("t", number, size_bytes=400_000) for number in range(6)]
+    h.tick(5)
+    assert [_numbers(send) for send in h.produce_requests()] == [[0, 1], [2, 3], [4, 5]]
+    # The last one of each was sealed while there was room, and found none.
+    first, *_ = h.of(a.Seal)
+    assert [batch.slot for batch in first.batches] == slots
+    assert first.room_bytes == 1_000_000
+
+
+def test_A5_a_sealed_batch_does_not_pass_an_open_one_that_stands_before_it() -> None:
+    h = Harness(
+        max_request_size=1_000_000, linger_ms=5, max_in_flight_requests_per_connection=1
+    ).ready({n: 0 for n in range(3)})
+    for number in range(3):
+        h.open("t", number, size_bytes=900_000)
+    h.tick(5)
+    (send,) = h.produce_requests()
+    h.answer(send, 7)  # comes back, sealed, behind the two that were open then
+    h.run_ms(300)
+    order = []
+    for _ in range(3):
+        for send in h.produce_requests():
+            order += _numbers(send)
+            h.answer(send)
+    assert order == [1, 2, 0]
+
+
 def test_A5_repeated_drains_rotate_and_no_partition_starves() -> None:
     h = Harness(
         max_request_size=1_000_000, linger_ms=5, max_in_flight_requests_per_connection=1
@@ -301,22 +330,23 @@ def test_thousands_of_due_partitions_are_sealed_once_and_sent_together() -> None
         h.fills[h.slot] = Fill(1, 50, (1,))
         for action in h.machine.on_event(a.BatchOpened(index, 1, h.slot), h.now_ns):
             h.apply(action)
-    sealed_before = len(h.of(a.Seal))
+    sealed_before = len(h.asked_to_seal())
     h.tick(5)
     (send,) = h.produce_requests()
     assert len(send.batches) == 3_000
-    assert len(h.of(a.Seal)) - sealed_before == 3_000
+    assert len(h.asked_to_seal()) - sealed_before == 3_000
+    assert len(h.of(a.Seal)) < 20
 
 
 def test_W04_an_empty_batch_of_a_stopped_writer_is_asked_again_later_not_at_once() -> None:
     h = Harness().ready()
     slot = h.open("t", 0, records=0)
     h.open("t", 0)  # another worker goes on behind it
-    asked = h.of(a.Seal)
+    asked = h.asked_to_seal()
     assert len(asked) <= 3
     assert not h.produce_requests()
     h.run_ms(20)
-    assert len(asked) < len(h.of(a.Seal)) <= 25
+    assert len(asked) < len(h.asked_to_seal()) <= 25
     h.fills[slot].records = 1
     h.run_ms(2)
     (send,) = h.produce_requests()

@@ -52,21 +52,24 @@ class Pool:
         sealed, records = self.words[slot]
         return sealed, records, records * 10, 0
 
-    def seal(self, slot: int, /) -> bool:
-        records = self.words[slot][1]
-        if not records and self.alive:
-            return False
-        self.words[slot] = (True, records)
-        return True
-
-    def walk(
-        self, slot: int, /
-    ) -> tuple[int, int, int, int, tuple[int, ...], list[tuple[int, int]]]:
-        if slot in self.corrupt:
-            raise Corrupt("bad record")
-        spans = self.spans.get(slot, [])
-        size = sum(length for _, length in spans)
-        return self.words[slot][1], size, 5, 6, (1, 2), spans
+    def freeze(self, slots: list[int], room: int, /) -> list[Any]:
+        found: list[Any] = []
+        for slot in slots:
+            if found and room <= 0:
+                break
+            records = self.words[slot][1]
+            spans = self.spans.get(slot, [])
+            size = sum(length for _, length in spans)
+            if not records and self.alive:
+                found.append(None)
+                continue
+            self.words[slot] = (True, records)
+            room -= size
+            corrupt = slot in self.corrupt
+            found.append(
+                ("bad record", records) if corrupt else (records, size, 5, 6, (1, 2), spans)
+            )
+        return found
 
     def release(self, slot: int, /) -> bool:
         self.released.append(slot)
@@ -118,10 +121,15 @@ class Bench:
         self.pool.words[slot] = (False, count)
         self.pool.spans[slot] = [self.put(data[:50]), self.put(data[50:])]
         batch = ProducerBatch(Partition("t", 0, 0, 1), slot, slot, 0, 10)
-        event = self.store.seal(batch)
+        event = self.seal(batch)
         assert isinstance(event, a.BatchSealed)
         batch.records, batch.size_bytes = event.records, event.size_bytes
         return batch
+
+    def seal(self, batch: ProducerBatch) -> Any:
+        """What freezing one batch comes to."""
+        (result,) = self.store.seal(a.Seal([batch])).results
+        return result
 
     def done(self) -> list[Any]:
         """What compression finished, waiting for threads."""
@@ -171,8 +179,7 @@ def test_a_newer_batch_means_that_the_older_is_full(bench: Bench) -> None:
     bench.link(4, 3, 32)
     assert bench.store.collect() == [
         a.BatchFull(30),
-        a.BatchOpened(4, 2, 31),
-        a.BatchFull(31),
+        a.BatchOpened(4, 2, 31, full=True),
         a.BatchOpened(4, 3, 32),
     ]
 
@@ -192,7 +199,7 @@ def test_a_worker_that_never_commits_does_not_keep_the_sender_awake(bench: Bench
         assert bench.store.collect() == []
     assert not bench.store.waits_for_worker()
     bench.pool.words[30] = (True, 0)
-    assert bench.store.collect_all() == [a.BatchOpened(4, 1, 30), a.BatchFull(30)]
+    assert bench.store.collect_all() == [a.BatchOpened(4, 1, 30, full=True)]
 
 
 def test_collect_all_finds_what_nobody_announced(bench: Bench) -> None:
@@ -209,11 +216,24 @@ def test_collect_all_finds_what_nobody_announced(bench: Bench) -> None:
 def test_an_empty_batch_of_a_living_worker_is_not_sealed(bench: Bench) -> None:
     bench.pool.words[30] = (False, 0)
     batch = ProducerBatch(Partition("t", 0, 0, 1), 1, 30, 0, 10)
-    assert bench.store.seal(batch) == a.BatchEmpty(batch)
+    assert bench.seal(batch) == a.BatchEmpty(batch)
     bench.pool.alive = False
-    event = bench.store.seal(batch)
+    event = bench.seal(batch)
     assert isinstance(event, a.BatchSealed)
     assert event.records == 0
+
+
+def test_batches_behind_a_full_room_stay_open(bench: Bench) -> None:
+    batches = []
+    for slot in (30, 31, 32):
+        bench.pool.words[slot] = (False, 1)
+        bench.pool.spans[slot] = [bench.put(bytes(100))]
+        batches.append(ProducerBatch(Partition("t", 0, 0, slot), 1, slot, 0, 10))
+    asked = a.Seal(batches, 150, 7)
+    answer = bench.store.seal(asked)
+    assert answer.asked is asked
+    assert [result.batch for result in answer.results] == batches[:2]
+    assert [bench.pool.words[slot][0] for slot in (30, 31, 32)] == [True, True, False]
 
 
 def test_a_sealed_batch_is_views_of_shared_memory_and_not_a_copy(bench: Bench) -> None:
@@ -227,7 +247,7 @@ def test_bytes_no_append_leaves_are_corrupt_with_the_reason(bench: Bench) -> Non
     bench.pool.words[30] = (False, 3)
     bench.pool.corrupt.add(30)
     batch = ProducerBatch(Partition("t", 0, 0, 1), 1, 30, 0, 10)
-    assert bench.store.seal(batch) == a.BatchCorrupt(batch, "bad record", 3)
+    assert bench.seal(batch) == a.BatchCorrupt(batch, "bad record", 3)
 
 
 def test_after_a_crc_error_only_changed_bytes_are_corrupt(bench: Bench) -> None:

@@ -268,7 +268,7 @@ class Simulation(Driver):
     # --- actions: batches
 
     def _do_Seal(self, action: a.Seal) -> list[Any]:
-        return [self.memory.seal(action.batch, self.alive)]
+        return [self.memory.seal(action, self.alive)]
 
     def _do_Compress(self, action: a.Compress) -> list[Any]:
         batch = action.batch

@@ -180,8 +180,19 @@ class Accumulator:
 
     # --- the sender's calls
 
-    def seal(self, batch: ProducerBatch, alive: dict[int, None]) -> Any:
-        """Freeze a batch; what `Store.seal` answers."""
+    def seal(self, action: a.Seal, alive: dict[int, None]) -> a.Sealed:
+        """Freeze batches; what `Store.seal` answers."""
+        results = []
+        left = action.room_bytes
+        for batch in action.batches:
+            if results and left <= 0:
+                break
+            results.append(self._seal(batch, alive))
+            if isinstance(results[-1], a.BatchSealed):
+                left -= results[-1].size_bytes
+        return a.Sealed(action, results)
+
+    def _seal(self, batch: ProducerBatch, alive: dict[int, None]) -> Any:
         fill = self.fill_of(batch)
         if fill.freed or (batch.slot >= 0 and self.slots[batch.slot] is not fill):
             raise Violation(f"sealing memory that was given back: {batch}")
