@@ -137,7 +137,7 @@ static void free_chain(struct mp_region *region, uint32_t slot, uint32_t count, 
  * back when BUSY is given up, by a worker whose generation came round even under the rightful one
  * (models/compress.pml, mutant 11). */
 static int is_quiet(struct mp_sender *sender, uint32_t slot) {
-    uint32_t compressor, first, bytes;
+    uint32_t compressor = 0, first, bytes;
     const uint32_t state = mp_compressed(sender, slot, &compressor, &first, &bytes);
     const uint32_t owner =
         mp_owner(atomic_load_explicit(&sender->region.slot[slot].word, ACQUIRE));
