@@ -133,15 +133,17 @@ static void free_chain(struct mp_region *region, uint32_t slot, uint32_t count, 
     }
 }
 
-/* R2: no process that may still write into the batch, or read it, is left. */
-static int is_quiet(const struct mp_sender *sender, uint32_t slot) {
-    const struct mp_slot *header = &sender->region.slot[slot];
-    const uint32_t owner = mp_owner(atomic_load_explicit(&header->word, ACQUIRE));
+/* R2: no process that may still write into the batch, or read it, is left. A compress word that is
+ * nobody's is taken each time, so that compression cannot begin once this has said yes: NONE comes
+ * back when BUSY is given up, by a worker whose generation came round even under the rightful one
+ * (models/compress.pml, mutant 11). */
+static int is_quiet(struct mp_sender *sender, uint32_t slot) {
+    uint32_t compressor = 0, first, bytes;
+    const uint32_t state = mp_compressed(sender, slot, &compressor, &first, &bytes);
+    const uint32_t owner =
+        mp_owner(atomic_load_explicit(&sender->region.slot[slot].word, ACQUIRE));
     if (owner && sender->alive[owner]) return 0;
-    const uint64_t compress = atomic_load_explicit(&header->compress, ACQUIRE);
-    const uint32_t state = mp_compress_state(compress);
-    return !((state == MP_C_BUSY || state == MP_C_RECALLED) &&
-             sender->alive[mp_compress_owner(compress)]);
+    return !((state == MP_C_BUSY || state == MP_C_RECALLED) && sender->alive[compressor]);
 }
 
 static void release_now(struct mp_sender *sender, uint32_t slot) {
@@ -162,9 +164,6 @@ static void release_now(struct mp_sender *sender, uint32_t slot) {
 }
 
 int mp_release(struct mp_sender *sender, uint32_t slot) {
-    /* The worker that filled it may only now come to compress it: too late from here on. */
-    uint32_t owner, first, bytes;
-    mp_compressed(sender, slot, &owner, &first, &bytes);
     if (is_quiet(sender, slot)) {
         release_now(sender, slot);
         return 1;

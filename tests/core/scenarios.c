@@ -174,6 +174,32 @@ static void compression_of_a_batch_whose_generation_came_round(void) {
     check_all_free(1);
 }
 
+static struct mp_sealed rightful;
+
+static void walk_and_release(void) {
+    uint32_t slot;
+    CHECK(take(1, &slot) == 1 && !mp_release(&sender, slot)); /* a living worker has BUSY */
+}
+
+static void begin_too_late(void) { CHECK(!mp_compress_begin(&writer[1], rightful)); }
+
+static void compression_begun_while_its_batch_is_being_released(void) {
+    struct mp_place old, full;
+    open_pool(1, 1000);
+    CHECK(put(0, 0, 2000, &old) == MP_DONE && old.sealed_count == 1);
+    uint32_t slot;
+    CHECK(take(0, &slot) == 1 && mp_release(&sender, slot));
+    for (int i = 1; i < GENERATIONS; i++) cycle(1);
+    CHECK(put(1, 1, 2000, &full) == MP_DONE && full.sealed_count == 1);
+    rightful = full.sealed[0];
+    CHECK(rightful.slot == old.sealed[0].slot && rightful.gen == old.sealed[0].gen);
+    stop_at(28, walk_and_release); /* it has BUSY, of a batch that is not its own */
+    CHECK(!mp_compress_begin(&writer[0], old.sealed[0]) && at_step == 0);
+    stop_at(41, begin_too_late); /* the word shows NONE again */
+    CHECK(mp_retry_quarantine(&sender) == 0 && at_step == 0);
+    check_all_free(1);
+}
+
 /* --- append */
 
 static void recycle_to_the_same_word(void) {
@@ -447,6 +473,7 @@ static const struct {
     SCENARIO(a_batch_of_a_dead_compressor_is_given_back),
     SCENARIO(output_of_a_worker_is_given_back_with_its_batch),
     SCENARIO(compression_of_a_batch_whose_generation_came_round),
+    SCENARIO(compression_begun_while_its_batch_is_being_released),
     SCENARIO(a_writer_stopped_until_its_word_came_round_writes_nothing_there),
     SCENARIO(a_commit_that_lost_goes_to_the_next_batch),
     SCENARIO(a_writer_that_never_acknowledges_keeps_the_slot_until_it_is_dead),
