@@ -343,7 +343,7 @@ int mp_sleep_begin(struct mp_sender *sender, uint64_t deadline_us) {
     const uint64_t word = deadline_us << 16 | (++sender->epoch & 0xffffu);
     atomic_exchange_explicit(&region->pool->wake, word, SEQ_CST);
     uint64_t busy = 0, waiting = 0;
-    for (uint32_t i = 0; i < (region->max_partitions + 63) / 64; i++)
+    for (uint32_t i = 0; i < mp_dirty_words(sender); i++)
         busy |= atomic_load_explicit(&region->dirty[i], SEQ_CST);
     for (uint32_t i = 0; i < MP_OWNER_WORDS; i++) {
         const uint64_t bits = atomic_load_explicit(&region->pool->waiting[i], SEQ_CST);
@@ -399,28 +399,27 @@ uint32_t mp_topic_add(struct mp_sender *sender, const char *name, size_t length)
     return topic;
 }
 
-int mp_topic_grow(struct mp_sender *sender, uint32_t topic, uint32_t partitions,
-                  uint32_t *next_index) {
+int mp_topic_grow(struct mp_sender *sender, uint32_t topic, uint32_t partitions) {
     struct mp_region *region = &sender->region;
     struct mp_topic *entry = &region->topics[topic];
     const uint32_t known = atomic_load_explicit(&entry->partition_count, RELAXED);
     if (partitions > known) {
         const uint32_t more = partitions - known;
-        if (more > region->max_partitions - *next_index) return -1;
+        if (more > region->max_partitions - sender->next_index) return -1;
         struct mp_extent *run = entry->extents > 0 ? &entry->extent[entry->extents - 1] : NULL;
         const uint32_t count = run ? atomic_load_explicit(&run->count, RELAXED) : 0;
-        if (run && atomic_load_explicit(&run->first, RELAXED) + count == *next_index) {
+        if (run && atomic_load_explicit(&run->first, RELAXED) + count == sender->next_index) {
             /* Readers add up counts below partition_count only, which is stored after this. */
             atomic_store_explicit(&run->count, count + more, RELAXED);
         } else {
             if (entry->extents == MP_EXTENTS) return -1;
             run = &entry->extent[entry->extents++];
-            atomic_store_explicit(&run->first, *next_index, RELAXED);
+            atomic_store_explicit(&run->first, sender->next_index, RELAXED);
             atomic_store_explicit(&run->count, more, RELAXED);
         }
         for (uint32_t i = 0; i < more; i++)
-            atomic_store_explicit(&region->available[*next_index + i], 1, RELAXED);
-        *next_index += more;
+            atomic_store_explicit(&region->available[sender->next_index + i], 1, RELAXED);
+        sender->next_index += more;
         atomic_store_explicit(&entry->partition_count, partitions, RELEASE);
     }
     atomic_store_explicit(&entry->state, MP_T_READY, RELEASE);

@@ -9,6 +9,7 @@ enum mp_known { MP_UNKNOWN, MP_REPORTED, MP_QUARANTINED };
 /* Private to the one sender process; nothing of it is shared. */
 struct mp_sender {
     struct mp_region region;
+    uint32_t next_index;  /* first partition index not given to a topic */
     uint64_t *next_seq;   /* per partition: first batch_seq not reported yet */
     uint32_t *committed;  /* per slot: byte count of a sealed head, read once at the seal */
     uint8_t *known;       /* per slot: enum mp_known of a head */
@@ -32,6 +33,11 @@ struct mp_geometry {
 const char *mp_sender_open(struct mp_sender *sender, int ctl_fd, int pool_fd,
                            const struct mp_geometry *geometry);
 void mp_sender_close(struct mp_sender *sender);
+
+/* Words of the dirty set that can have a bit. */
+static inline uint32_t mp_dirty_words(const struct mp_sender *sender) {
+    return (sender->next_index + 63) / 64;
+}
 
 /* Takes the dirty bits of word `i` of the dirty set. */
 uint64_t mp_take_dirty(struct mp_sender *sender, uint32_t i);
@@ -83,8 +89,7 @@ const char *mp_check_records(const uint8_t *data, const struct mp_span *span, ui
 
 /* Topic directory. */
 uint32_t mp_topic_add(struct mp_sender *sender, const char *name, size_t length);
-int mp_topic_grow(struct mp_sender *sender, uint32_t topic, uint32_t partitions,
-                  uint32_t *next_index);
+int mp_topic_grow(struct mp_sender *sender, uint32_t topic, uint32_t partitions);
 void mp_topic_fail(struct mp_sender *sender, uint32_t topic, uint32_t code, const char *message,
                    size_t length);
 void mp_topic_notify(struct mp_sender *sender);

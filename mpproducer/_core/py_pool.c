@@ -8,7 +8,6 @@
 typedef struct {
     PyObject_HEAD
     struct mp_sender sender;
-    uint32_t next_index; /* first partition index not given to a topic */
     uint32_t *slots;     /* scratch for mp_new_batches */
     struct mp_span *spans; /* scratch for walks */
     int open;
@@ -107,7 +106,7 @@ static int append_long(PyObject *list, unsigned long value) {
 static PyObject *pool_dirty(Pool *self, PyObject *Py_UNUSED(ignored)) {
     if (!check_open(self)) return NULL;
     PyObject *list = PyList_New(0);
-    for (uint32_t i = 0; list && i < (self->sender.region.max_partitions + 63) / 64; i++) {
+    for (uint32_t i = 0; list && i < mp_dirty_words(&self->sender); i++) {
         for (uint64_t bits = mp_take_dirty(&self->sender, i); bits; bits &= bits - 1) {
             const unsigned long index = i * 64ul + (unsigned long)__builtin_ctzll(bits);
             if (index < self->sender.region.max_partitions && append_long(list, index) < 0)
@@ -121,7 +120,7 @@ static PyObject *pool_dirty(Pool *self, PyObject *Py_UNUSED(ignored)) {
 static PyObject *pool_all_open(Pool *self, PyObject *Py_UNUSED(ignored)) {
     if (!check_open(self)) return NULL;
     PyObject *list = PyList_New(0);
-    for (uint32_t i = 0; list && i < self->next_index; i++)
+    for (uint32_t i = 0; list && i < self->sender.next_index; i++)
         if (atomic_load_explicit(&self->sender.region.partitions[i].open, memory_order_acquire) &&
             append_long(list, i) < 0)
             Py_CLEAR(list);
@@ -342,7 +341,7 @@ static PyObject *pool_topic_ready(Pool *self, PyObject *args) {
     unsigned topic, count;
     if (!PyArg_ParseTuple(args, "II", &topic, &count) || topic_argument(self, topic) < 0)
         return NULL;
-    if (mp_topic_grow(&self->sender, topic, count, &self->next_index) < 0) {
+    if (mp_topic_grow(&self->sender, topic, count) < 0) {
         PyErr_Format(PyExc_OverflowError,
                      "%u partitions do not fit the directory: raise max_partitions=%u", count,
                      self->sender.region.max_partitions);

@@ -135,31 +135,35 @@ class TcpStream:
             sent = self._socket.sendmsg(buffers if len(buffers) <= _IOV_MAX else buffers[:_IOV_MAX])
         except (BlockingIOError, InterruptedError):
             sent = 0
-        for place, buffer in enumerate(buffers):
-            if sent < len(buffer):
-                rest = [memoryview(later).cast("B") for later in buffers[place:] if len(later)]
-                rest[0] = rest[0][sent:]
-                self._left = rest
-                return False if sent == 0 and place == 0 else self.flush()
-            sent -= len(buffer)
-        return True
+        if sent == sum(map(len, buffers)):
+            return True
+        self._left = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
+        return bool(sent) and self._sent(sent) and self.flush()
 
     def flush(self) -> bool:
         """Send what is left as far as the kernel takes it. Raises OSError."""
         left = self._left
         while left:
+            offered = left if len(left) <= _IOV_MAX else left[:_IOV_MAX]
             try:
-                sent = self._socket.sendmsg(left[:_IOV_MAX])
+                sent = self._socket.sendmsg(offered)
             except (BlockingIOError, InterruptedError):
                 return False
-            done = 0
-            while done < len(left) and sent >= len(left[done]):
-                sent -= len(left[done])
-                done += 1
-            del left[:done]
-            if sent:
-                left[0] = left[0][sent:]
+            if not self._sent(sent):
+                return False  # its buffer is full: to ask once more would tell the same
         return True
+
+    def _sent(self, count: int) -> bool:
+        """Drop what was sent of what is left; False when that ends inside of a buffer."""
+        left = self._left
+        done = 0
+        while done < len(left) and count >= len(left[done]):
+            count -= len(left[done])
+            done += 1
+        del left[:done]
+        if count:
+            left[0] = left[0][count:]
+        return not count
 
     def read_into(self, view: memoryview) -> int:
         """Receive into `view`; 0 when nothing is there. Raises StreamClosed, OSError."""

@@ -256,8 +256,8 @@ class Drain:
     def _fill(self, node: Node, now_ns: int) -> None:
         """Send due batches, one per partition, as one request.
 
-        Open ones are sealed first, as many as may fit: only then is their size known, and everything
-        behind them waits its turn. A batch larger than max.request.size goes alone.
+        Open ones are sealed first, as many as may fit: only then is their size known, and what
+        stands behind them waits its turn. A batch larger than max.request.size goes alone.
         """
         if node.sealing or not node.ready:
             return

@@ -144,11 +144,12 @@ class Machine:
         """Handle one event at `now_ns` (CLOCK_MONOTONIC, never going back); returns the actions
         to carry out, in order. Raises only for bugs: the caller must then abort everything.
 
-        `more` says that further events are at hand: no request is made up before the last of
-        them, so that batches that became due together travel together."""
+        `more` says that further events are at hand: requests are made up after the last of them,
+        so that batches that became due together travel together."""
         self._now_ns = now_ns
         self._handlers[type(event)](event, now_ns)
-        self._pump(now_ns, more)
+        if not more:
+            self._pump(now_ns)
         taken = self._actions[:]
         self._actions.clear()
         return taken
@@ -157,16 +158,18 @@ class Machine:
         """When `Tick` must come even if nothing happens; None: never."""
         if self.phase is Phase.EXITED:
             return None
-        candidates = [
+        next_ns = self.discovery.next_ns()
+        for when in (
             self.timers.next_ns(),
             self.drain.next_ns(),
             self.delivery.next_ns(),
-            self.discovery.next_ns(),
             self._exit_ns(),
-        ]
-        return min((when for when in candidates if when is not None), default=None)
+        ):
+            if when is not None and when < next_ns:
+                next_ns = when
+        return next_ns
 
-    def _pump(self, now_ns: int, more: bool) -> None:
+    def _pump(self, now_ns: int) -> None:
         """Do what the event made possible."""
         drain = self.drain
         self._tell_fatal(now_ns)
@@ -175,7 +178,7 @@ class Machine:
         if self.phase is Phase.EXITED:
             return
         self.discovery.run(now_ns)
-        if drain.poked and not more:
+        if drain.poked:
             drain.run(now_ns)
             self._tell_fatal(now_ns)
         if self._deserted_ns is not None or self.phase is not Phase.SERVING:

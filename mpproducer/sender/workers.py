@@ -134,9 +134,11 @@ class Workers:
         batch = action.batch
         batch_id = batch.batch_id
         outcomes = action.outcomes
-        last = len(outcomes) - 1
-        parts = [
-            frames.pack_frame(
+        data = b""
+        left = len(outcomes)
+        for outcome in outcomes:
+            left -= 1
+            data += frames.pack_frame(
                 outcome.kind,
                 batch_id,
                 outcome.first,
@@ -146,11 +148,8 @@ class Workers:
                 error_code=outcome.code,
                 reason=outcome.reason,
                 message=outcome.message,
-                more=action.more or place < last,
+                more=action.more or left > 0,
             )
-            for place, outcome in enumerate(outcomes)
-        ]
-        data = parts[0] if len(parts) == 1 else b"".join(parts)
         counters = self._counters
         for owner in batch.participants:
             worker = self.by_owner.get(owner)

@@ -41,7 +41,7 @@ def pack_frame(
     `base_offset` is the offset of record `first`, -1 when unknown; `log_append_time_ms` is -1 when
     the topic keeps the records' own timestamps; `reason` is an `errors.Reason`.
     """
-    text = message.encode("utf-8", "replace")[:MAX_MESSAGE_BYTES]
+    text = message.encode("utf-8", "replace")[:MAX_MESSAGE_BYTES] if message else b""
     size = (HEADER.size + len(text) + 7) & ~7
     head = HEADER.pack(
         size,
@@ -55,4 +55,4 @@ def pack_frame(
         reason,
         len(text),
     )
-    return (head + text).ljust(size, b"\0")
+    return (head + text).ljust(size, b"\0") if text else head

@@ -49,6 +49,14 @@ class Reader:
         self.at = start + count
         return self._data[start : self.at]
 
+    def skip(self, what: bytes) -> bool:
+        """Pass by exactly these bytes, if they come next."""
+        end = self.at + len(what)
+        if self._data[self.at : end] != what:
+            return False
+        self.at = end
+        return True
+
     def int8(self) -> int:
         """One signed byte."""
         value = self.take(1)[0]
@@ -87,6 +95,10 @@ class Reader:
         return bytes(self.take(16))
 
     def _unsigned(self, limit: int, bits: int) -> int:
+        at = self.at
+        if at < self._end and self._data[at] < 0x80:  # most are counts and lengths of one byte
+            self.at = at + 1
+            return self._data[at]
         value = shift = 0
         for _ in range(limit):
             byte = self.take(1)[0]

@@ -18,6 +18,7 @@ _HEAD: Final = struct.Struct(">hhi")
 _ACKS: Final = struct.Struct(">hi")
 _PARTITION: Final = struct.Struct(">ii")
 _RESULT: Final = struct.Struct(">ihqqq")
+_NOTHING_ELSE: Final = b"\x01\0\0"  # no record errors, no message, no tags: an acknowledgement
 
 Batch = tuple[int, Sequence[Buffer], int]
 """(partition, buffers of the record batch with its header first, their bytes)."""
@@ -146,9 +147,9 @@ def _partition(reader: Reader, version: int) -> PartitionResult:
         partition, code, offset = reader.int32(), reader.int16(), reader.int64()
         return PartitionResult(partition, code, offset, reader.int64(), -1, (), None, None)
     partition, code, offset, append_ms, start = _RESULT.unpack(reader.take(_RESULT.size))
-    if version < 8:
-        return PartitionResult(partition, code, offset, append_ms, start, (), None, None)
     flexible = version >= FLEXIBLE
+    if version < 8 or (flexible and reader.skip(_NOTHING_ELSE)):
+        return PartitionResult(partition, code, offset, append_ms, start, (), None, None)
     errors = []
     for _ in range(_length(reader, flexible=flexible)):
         index = reader.int32()

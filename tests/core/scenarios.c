@@ -54,6 +54,7 @@ static void open_pool(uint32_t slots, uint32_t batch_size) {
                                          .max_request_size = 1 << 20, .linger_us = 1000,
                                          .compress = 1, .generation = 1};
     CHECK(mp_sender_open(&sender, ctl, pool, &geometry) == NULL);
+    sender.next_index = PARTITIONS;
     for (uint32_t i = 0; i < WRITERS; i++) {
         writer[i] = (struct mp_writer){.owner = i + 1, .stash = MP_NONE, .wake_fd = wake_fd};
         CHECK(!mp_region_map(&writer[i].region, ctl, pool, slots, PARTITIONS, 1, 0));

@@ -366,6 +366,7 @@ int main(int argc, char **argv) {
                                          .compress = 1, .generation = 1};
     const char *wrong = mp_sender_open(&sender, ctl_fd, pool_fd, &geometry);
     if (wrong) die(wrong);
+    sender.next_index = PARTITIONS;
     for (int life = 0; life < WORKERS; life++) spawn(life, ctl_fd, pool_fd, wake_fd, seed);
 
     const int64_t until_ms = now_ms() + DEADLINE_MS;

@@ -107,6 +107,7 @@ int main(int argc, char **argv) {
                                          .generation = 1};
     const char *wrong = mp_sender_open(&sender, ctl, pool, &geometry);
     if (wrong) die(wrong);
+    sender.next_index = PARTITIONS;
     pthread_t thread[WRITERS];
     for (uint32_t i = 0; i < WRITERS; i++) {
         sender.alive[i + 1] = 1;

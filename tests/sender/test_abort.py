@@ -7,7 +7,6 @@ from typing import Any, cast
 from mpproducer.errors import Reason
 from mpproducer.sender import actions as a
 from mpproducer.sender.abort import tell_everybody
-from mpproducer.sender.batch import ProducerBatch
 from mpproducer.sender.partition import Partition
 from mpproducer.sender.store import Store
 from mpproducer.sender.workers import Workers
