@@ -90,7 +90,8 @@ class Drain:
             batch.due = True
         else:
             self._lingering.append((now_ns + self._linger_ns, batch))
-        self.refresh(partition, now_ns)
+        if batch.due or len(partition.queue) > 1:
+            self.refresh(partition, now_ns)
 
     def make_due(self, batch: ProducerBatch, now_ns: int) -> None:
         """The batch is full: it does not wait for linger."""
@@ -134,6 +135,8 @@ class Drain:
 
         Called after every change of its queue, its wire, its leader, its sequences, or time.
         """
+        if not partition.queue and partition.ready_at is None:
+            return
         batch = self._idempotence.candidate(partition)
         node = None
         if self._compress and partition.queue:
