@@ -1,10 +1,17 @@
-"""(c): large batches into the sink, against raw `sendmsg` of the same bytes."""
+"""(c): large batches into the sink, against raw `sendmsg` of the same bytes.
+
+End to end a worker makes the records meanwhile, on the cores that sender and sink need. What the
+sender does alone is `mpproducer-filled`: it is stopped while a worker fills the memory, then goes
+on, and what counts is the time until all of it is acknowledged; raw `sendmsg` finds its requests
+made as well.
+"""
 
 from __future__ import annotations
 
 import functools
 import multiprocessing
 import os
+import signal
 import socket
 import time
 from multiprocessing.connection import Connection
@@ -20,11 +27,13 @@ from mpproducer.wire.produce import encode_produce_request
 from mpproducer.wire.record_batch import Record, batch_header, encode_record
 
 _RAW, _RAW_CRC = "sendmsg", "sendmsg-crc"
-_CLIENTS = (_RAW, _RAW_CRC, "mpproducer-many", "mpproducer", "confluent", "confluent-batch")
+_FILLED = "mpproducer-filled"
+_CLIENTS = (_RAW, _RAW_CRC, _FILLED, "mpproducer-many", "mpproducer", "confluent", "confluent-batch")
 _BATCHES = 4  # of 256 KiB: what max_request_size takes
 _FRAMES = 32  # in turn, so that no cache holds them: as much as the default buffer_memory
 _IN_FLIGHT = 5
 _VERSION = 9
+_FILL_BYTES = 24_000_000  # of the default buffer_memory, and nothing blocks
 
 
 def _frames(size_bytes: int, batch_bytes: int, topic: str) -> tuple[list[Any], int]:
@@ -155,6 +164,40 @@ def _burst(client: Client, size_bytes: int, count: int, seed: int, rounds: int) 
     return client.drain()
 
 
+def _fill(client: Client, count: int) -> None:
+    client.burst(client.__dict__["work"][:count])
+
+
+def _settle(client: Client) -> None:
+    client.settle()
+
+
+def _run_filled(target: Target, setup: Setup, size_bytes: int, total: int) -> Result:
+    count = max(1, _FILL_BYTES // size_bytes)
+    rounds = max(1, total // (count * size_bytes))
+    with Fleet("mpproducer", setup, 1) as fleet:
+        (sender,) = fleet.helpers
+        (before,) = fleet.run(_burst, size_bytes, count, os.getpid(), 0)
+        seconds, cpu, broker = 0.0, 0, 0
+        for _ in range(rounds):
+            os.kill(sender, signal.SIGSTOP)
+            try:
+                fleet.run(_fill, count)
+                cpu -= facts.cpu_ns([sender])
+                broker -= facts.cpu_ns(target.broker_pids())
+                started = time.monotonic()
+            finally:
+                os.kill(sender, signal.SIGCONT)
+            fleet.run(_settle)
+            seconds += time.monotonic() - started
+            cpu += facts.cpu_ns([sender])
+            broker += facts.cpu_ns(target.broker_pids())
+        (after,) = fleet.run(_burst, size_bytes, count, 0, 0)
+        if after - before != rounds * count:
+            raise RunFailed(f"{after - before} of {rounds * count} records acknowledged")
+        return _figures(rounds * count * size_bytes, seconds, 0, cpu, broker)
+
+
 def throughput(
     client: str,
     target: Target,
@@ -170,6 +213,8 @@ def throughput(
     mine = Setup(**{**vars(setup), "bootstrap": target.bootstrap, "topic": topic})
     if client in (_RAW, _RAW_CRC):
         return _run_raw(target, mine, size_bytes, total, client == _RAW_CRC)
+    if client == _FILLED:
+        return _run_filled(target, mine, size_bytes, total)
     count = max(1, 16_000_000 // size_bytes)
     rounds = max(1, total // (count * size_bytes))
     with Fleet(client, mine, 1) as fleet:
@@ -194,7 +239,12 @@ def _cases(options: Options) -> list[Case]:
     return [
         Case(
             f"{size // 1000} kB records",
-            tuple(name for name in _CLIENTS if name.startswith("sendmsg") or options.wants(name)),
+            tuple(
+                name
+                for name in _CLIENTS
+                if name.startswith("sendmsg")
+                or options.wants("mpproducer" if name == _FILLED else name)
+            ),
             functools.partial(throughput, setup=setup, size_bytes=size),
             setup.shown(),
             12,

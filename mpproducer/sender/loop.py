@@ -100,6 +100,7 @@ class Loop:
         self._backlogged: dict[int, Worker] = {}
         self._quarantine_ns = 0
         self._until_ns = self.now_ns  # when the sleep was to end
+        self._due_ns = NEVER_NS  # when the machine wanted a Tick, before that sleep
         self._waiting = 0  # writers that wait for memory
         epoll.register(wake_fd, select.EPOLLIN)
         handlers[wake_fd] = self._on_wake
@@ -145,11 +146,10 @@ class Loop:
         else:
             self.feed_all(self.store.collect_all())
         self._background()
-        due_ns = self.machine.next_deadline_ns()
         # A process that was stopped wakes with everything overdue: what has arrived meanwhile is
         # handed over first, in full, before anything is declared late.
         stale = self.now_ns - self._until_ns > _STALE_NS and bool(events)
-        if due_ns is not None and due_ns <= self.now_ns and not stale:
+        if self._due_ns <= self.now_ns and not stale:
             self.report(actions.Tick())
         self._memory()
         if self.on_turn is not None:
@@ -180,6 +180,8 @@ class Loop:
 
     def _wake_up_ns(self, now_ns: int) -> int:
         """Until when the loop may sleep if nothing happens."""
+        due_ns = self.machine.next_deadline_ns()
+        self._due_ns = NEVER_NS if due_ns is None else due_ns
         if self._events or self._answers or self.exit_why:
             return now_ns
         store = self.store
@@ -189,9 +191,7 @@ class Loop:
             most_ns = MAX_SLEEP_NS
         else:
             most_ns = IDLE_SLEEP_NS
-        until_ns = min(now_ns + most_ns, self._turn_due_ns, self._publish_ns)
-        due_ns = self.machine.next_deadline_ns()
-        return until_ns if due_ns is None else min(until_ns, due_ns)
+        return min(now_ns + most_ns, self._turn_due_ns, self._publish_ns, self._due_ns)
 
     def wake(self) -> None:
         """Make the sleeping loop turn; callable from every thread."""
@@ -237,7 +237,9 @@ class Loop:
 
     def collect(self) -> None:
         """Report what workers announced in shared memory."""
-        self.feed_all(self.store.collect())
+        found = self.store.collect()
+        if found:
+            self.feed_all(found)
 
     def _background(self) -> None:
         for answer in self.resolver.take():
@@ -265,6 +267,8 @@ class Loop:
 
     def _flush_completions(self) -> None:
         backlogged = self.workers.flush()
+        if not backlogged and not self._backlogged:
+            return
         # A pipe that overflowed or broke was closed: forget it before its number is used again.
         for pipe, worker in list(self._backlogged.items()):
             if worker.pipe != pipe:

@@ -124,6 +124,8 @@ class Server:
     def on_turn(self, now_ns: int) -> int:
         """Bounds: peers that never say hello, and the pause after running out of descriptors.
         Returns when there is something to do next."""
+        if not self._greetings and not self._accept_again_ns:
+            return NEVER_NS
         for greeting in [g for g in self._greetings.values() if g.until_ns <= now_ns]:
             self._drop(greeting)
         if self._accept_again_ns and self._accept_again_ns <= now_ns:

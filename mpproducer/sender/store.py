@@ -71,7 +71,8 @@ class Store:
         """What workers announced since the last call."""
         events: list[Event] = []
         self._looks += 1
-        for index in {*self._pool.dirty(), *self._unborn}:
+        dirty = self._pool.dirty()
+        for index in {*dirty, *self._unborn} if self._unborn else dirty:
             self._look(index, events)
         return events
 
