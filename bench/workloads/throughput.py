@@ -28,7 +28,15 @@ from mpproducer.wire.record_batch import Record, batch_header, encode_record
 
 _RAW, _RAW_CRC = "sendmsg", "sendmsg-crc"
 _FILLED = "mpproducer-filled"
-_CLIENTS = (_RAW, _RAW_CRC, _FILLED, "mpproducer-many", "mpproducer", "confluent", "confluent-batch")
+_CLIENTS = (
+    _RAW,
+    _RAW_CRC,
+    _FILLED,
+    "mpproducer-many",
+    "mpproducer",
+    "confluent",
+    "confluent-batch",
+)
 _BATCHES = 4  # of 256 KiB: what max_request_size takes
 _FRAMES = 32  # in turn, so that no cache holds them: as much as the default buffer_memory
 _IN_FLIGHT = 5

@@ -4,6 +4,7 @@
 #include <pthread.h>
 
 #include "pool.h"
+#include "crc.h"
 
 uint32_t mp_fork_generation;
 PyObject *mp_make_metadata, *mp_make_error, *mp_make_await, *mp_watch, *mp_make_batch_future;
@@ -25,6 +26,13 @@ static PyObject *murmur2(PyObject *Py_UNUSED(module), PyObject *data) {
     const uint32_t hash = mp_murmur2(view.buf, (size_t)view.len);
     PyBuffer_Release(&view);
     return PyLong_FromUnsignedLong(hash);
+}
+
+static PyObject *crc32c_join(PyObject *Py_UNUSED(module), PyObject *args) {
+    unsigned first, second;
+    unsigned long long length;
+    if (!PyArg_ParseTuple(args, "IIK", &first, &second, &length)) return NULL;
+    return PyLong_FromUnsignedLong(mp_crc32c_join(first, second, length));
 }
 
 static PyObject *failed_future(PyObject *Py_UNUSED(module), PyObject *args) {
@@ -56,6 +64,7 @@ static PyObject *configure(PyObject *Py_UNUSED(module), PyObject *args, PyObject
 static PyMethodDef methods[] = {
     {"segment_sizes", segment_sizes, METH_VARARGS, NULL},
     {"murmur2", murmur2, METH_O, NULL},
+    {"crc32c_join", crc32c_join, METH_VARARGS, NULL},
     {"failed_future", failed_future, METH_VARARGS, NULL},
     {"configure", (PyCFunction)(void *)configure, METH_VARARGS | METH_KEYWORDS, NULL},
     {NULL, NULL, 0, NULL},

@@ -26,9 +26,13 @@ def murmur2(data: bytes) -> int:
     """Java's murmur2 (seed 0x9747b28c) as an unsigned 32-bit int; mask with 0x7fffffff, then
     modulo."""
 
-_Frozen: TypeAlias = tuple[int, int, int, int, tuple[int, ...], list[tuple[int, int]]]
-"""(records, size_bytes, base_timestamp_ms, max_timestamp_ms, participants (owner ids), spans
-[(offset, length)] in the payload area, adjacent slots merged) of a sealed batch."""
+def crc32c_join(first: int, second: int, length: int, /) -> int:
+    """CRC-32C of two parts from theirs; the second has `length` bytes."""
+
+_Frozen: TypeAlias = tuple[int, int, int, int, int, tuple[int, ...], list[tuple[int, int]]]
+"""(records, size_bytes, base_timestamp_ms, max_timestamp_ms, CRC-32C of the records' bytes,
+participants (owner ids), spans [(offset, length)] in the payload area, adjacent slots merged) of a
+sealed batch."""
 
 @final
 class Pool:

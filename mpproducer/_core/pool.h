@@ -75,6 +75,7 @@ struct mp_walk {
     uint32_t bytes;
     int64_t base_timestamp;
     int64_t max_timestamp;
+    uint32_t crc; /* CRC-32C of the records' bytes */
     uint32_t spans;
     struct mp_span *span; /* room for mp_slots_for(bytes) */
 };

@@ -189,8 +189,9 @@ static PyObject *freeze_one(Pool *self, uint32_t slot, uint64_t *bytes) {
         return Py_BuildValue("sI", wrong,
                              mp_records(atomic_load_explicit(&header->word, memory_order_relaxed)));
     *bytes += walk.bytes;
-    return Py_BuildValue("IILLNN", walk.records, walk.bytes, (long long)walk.base_timestamp,
-                         (long long)walk.max_timestamp, participants(header), span_list(&walk));
+    return Py_BuildValue("IILLINN", walk.records, walk.bytes, (long long)walk.base_timestamp,
+                         (long long)walk.max_timestamp, walk.crc, participants(header),
+                         span_list(&walk));
 }
 
 static PyObject *pool_freeze(Pool *self, PyObject *args) {

@@ -1,11 +1,16 @@
 /* Validate-and-walk: the one place that reads records back out of shared memory. */
 #include "pool.h"
 
+#include "crc.h"
+
 #define RELAXED memory_order_relaxed
 #define ACQUIRE memory_order_acquire
 
 /* Attributes, two deltas, null key, null value, no headers: one byte each. */
 #define MIN_BODY 6
+
+/* Checksummed as soon as so many bytes were walked, while they are in the nearest cache. */
+#define CRC_BYTES MP_CRC_BLOCKS(4)
 
 struct reader {
     const uint8_t *data;
@@ -13,13 +18,17 @@ struct reader {
     const struct mp_span *span_end;
     const uint8_t *at;
     const uint8_t *end;
+    const uint8_t *summed; /* from here on the present span is not in `crc` yet */
+    uint32_t crc;
     int failed;
 };
 
 static int next_span(struct reader *in) {
     if (in->span == in->span_end) return 0;
+    in->crc = mp_crc32c(in->crc, in->summed, (size_t)(in->end - in->summed));
     in->at = in->data + in->span->offset;
     in->end = in->at + in->span->bytes;
+    in->summed = in->at;
     in->span++;
     return 1;
 }
@@ -144,7 +153,7 @@ static inline const uint8_t *flat_record(const uint8_t *at, const uint8_t *end, 
 const char *mp_check_records(const uint8_t *data, const struct mp_span *span, uint32_t spans,
                              uint32_t records, struct mp_walk *walk) {
     static const uint8_t nothing = 0;
-    struct reader in = {data, span, span + spans, &nothing, &nothing, 0};
+    struct reader in = {data, span, span + spans, &nothing, &nothing, &nothing, 0, 0};
     uint64_t left = walk->bytes;
     int64_t max_delta = 0;
     for (uint32_t i = 0; i < records; i++) {
@@ -159,9 +168,14 @@ const char *mp_check_records(const uint8_t *data, const struct mp_span *span, ui
             if (wrong) return wrong;
         }
         left -= total;
+        while (in.at - in.summed >= (ptrdiff_t)CRC_BYTES) {
+            in.crc = mp_crc32c(in.crc, in.summed, CRC_BYTES);
+            in.summed += CRC_BYTES;
+        }
         if (delta > max_delta) max_delta = delta;
     }
     if (left != 0) return "the batch has bytes behind its last record";
+    walk->crc = mp_crc32c(in.crc, in.summed, (size_t)(in.at - in.summed));
     if (__builtin_add_overflow(walk->base_timestamp, max_delta, &walk->max_timestamp))
         return "a record's timestamp is out of range";
     return NULL;

@@ -1,8 +1,9 @@
 """Actions to bytes and bytes to events: the loop's side of `wire`.
 
-A batch is encoded from views of shared memory; only its 61-byte header is ours. The header is kept
-with the batch, so a retry under the same sequence costs no second CRC pass, and the CRC that was
-sent first is known when a broker reports a wrong one.
+A batch is encoded from views of shared memory; only its 61-byte header is ours. The checksum of its
+records comes from the walk that checked them, and the header's is joined to it: no byte is touched
+again, whatever sequence a batch gets, and what was checked is known when a broker reports a wrong
+CRC.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import crc32c
 
+from mpproducer._core import native
 from mpproducer.sender import actions
 from mpproducer.wire import compression, framing, produce, record_batch
 from mpproducer.wire.codec import Buffer, ProtocolError
@@ -27,9 +29,16 @@ MAX_BATCH_BYTES: Final = 1 << 24  # a batch word holds no more; a bound for deco
 class Body:
     """The bytes of a sealed batch and, once made, its header."""
 
-    __slots__ = ("attributes", "header", "pieces", "size_bytes", "stamp")
+    __slots__ = ("attributes", "crc", "header", "pieces", "size_bytes", "stamp")
 
-    def __init__(self, pieces: Sequence[Buffer], size_bytes: int, codec: str = "none") -> None:
+    def __init__(
+        self,
+        pieces: Sequence[Buffer],
+        size_bytes: int,
+        codec: str = "none",
+        crc: int | None = None,
+    ) -> None:
+        self.crc = record_batch.checksum(pieces) if crc is None else crc
         self.pieces = pieces
         self.size_bytes = size_bytes
         self.attributes = record_batch.CODECS.index(codec)
@@ -42,26 +51,23 @@ def header_of(batch: ProducerBatch) -> bytes:
     body: Body = batch.body
     stamp = (batch.producer_id, batch.producer_epoch, batch.base_sequence)
     if body.stamp != stamp:
-        body.header = record_batch.batch_header(
-            body.size_bytes,
+        suffix = record_batch.header_suffix(
             body.attributes,
             batch.records,
             batch.base_timestamp_ms,
             batch.max_timestamp_ms,
             *stamp,
-            body.pieces,
         )
+        crc = native.crc32c_join(crc32c.crc32c(suffix), body.crc, body.size_bytes)
+        body.header = record_batch.header_prefix(body.size_bytes, crc) + suffix
         body.stamp = stamp
     return body.header
 
 
 def unchanged(batch: ProducerBatch) -> bool:
-    """Whether the bytes still have the CRC they had when the header was made."""
-    header = batch.body.header
-    crc = crc32c.crc32c(header[record_batch.CRC_FROM :])
-    for piece in batch.body.pieces:
-        crc = crc32c.crc32c(piece, crc)
-    return crc == int.from_bytes(header[17:21], "big")
+    """Whether the bytes are still those whose checksum was sent."""
+    body: Body = batch.body
+    return record_batch.checksum(body.pieces) == body.crc
 
 
 class ProduceEncoder:

@@ -132,8 +132,8 @@ class Store:
             del self._newest[batch.partition.index]
         if len(found) == 2:
             return actions.BatchCorrupt(batch, *found)
-        records, size, base_ms, max_ms, participants, spans = found
-        batch.body = codec.Body(self._views(spans), size)
+        records, size, base_ms, max_ms, crc, participants, spans = found
+        batch.body = codec.Body(self._views(spans), size, crc=crc)
         return actions.BatchSealed(batch, records, size, base_ms, max_ms, participants)
 
     def _views(self, spans: list[tuple[int, int]]) -> list[memoryview]:

@@ -42,14 +42,38 @@ def batch_header(
     pieces: Iterable[Buffer],
 ) -> bytes:
     """Return the 61 bytes before `pieces`, which hold `records_bytes` bytes of records."""
-    suffix = _SUFFIX.pack(
+    suffix = header_suffix(
+        attributes, count, base_timestamp_ms, max_timestamp_ms, producer_id, epoch, base_sequence
+    )
+    return header_prefix(records_bytes, checksum(pieces, crc32c.crc32c(suffix))) + suffix
+
+
+def header_prefix(records_bytes: int, crc: int) -> bytes:
+    """Return the part of a header that its CRC does not cover."""
+    return _PREFIX.pack(0, HEADER_BYTES - 12 + records_bytes, -1, 2, crc)
+
+
+def header_suffix(
+    attributes: int,
+    count: int,
+    base_timestamp_ms: int,
+    max_timestamp_ms: int,
+    producer_id: int,
+    epoch: int,
+    base_sequence: int,
+) -> bytes:
+    """Return the rest of a header, which its CRC covers together with the records."""
+    return _SUFFIX.pack(
         attributes, count - 1, base_timestamp_ms, max_timestamp_ms, producer_id, epoch,
         base_sequence, count,
     )  # fmt: skip
-    crc = crc32c.crc32c(suffix)
+
+
+def checksum(pieces: Iterable[Buffer], crc: int = 0) -> int:
+    """Return the CRC-32C of pieces in a row, going on from `crc`."""
     for piece in pieces:
         crc = crc32c.crc32c(piece, crc)
-    return _PREFIX.pack(0, HEADER_BYTES - 12 + records_bytes, -1, 2, crc) + suffix
+    return crc
 
 
 class Record(NamedTuple):

@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import crc32c
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -58,7 +59,7 @@ def encode(record: Record, index: int, base_ms: int) -> bytes:
 def frozen(pool: native.Pool, slot: int) -> Any:
     """A batch that is sealed now, and good."""
     [found] = pool.freeze([slot], 0)
-    assert found is not None and len(found) == 6, found
+    assert found is not None and len(found) == 7, found
     return found
 
 
@@ -103,11 +104,12 @@ class Host:
         """(records, base, max timestamp, bytes) of every batch so far; their memory goes back."""
         found = []
         for _, slot in self.pool.new_batches(0):
-            records, size, base_ms, max_ms, owners, spans = frozen(self.pool, slot)
+            records, size, base_ms, max_ms, crc, owners, spans = frozen(self.pool, slot)
             assert records == 0 or owners == (1,)
             with self.payload() as payload:
                 data = b"".join(payload[at : at + length] for at, length in spans)
             assert len(data) == size
+            assert crc == crc32c.crc32c(data)
             found.append((records, base_ms, max_ms, data))
             assert self.pool.release(slot)
         return found
@@ -290,7 +292,7 @@ def test_the_walk_refuses_what_is_no_batch(host: Host, rng: random.Random) -> No
     ):
         host.send(record)
     [(_, slot)] = host.pool.new_batches(0)
-    records, size, _, _, _, spans = frozen(host.pool, slot)
+    records, size, *_, spans = frozen(host.pool, slot)
     [(at, length)] = spans
     assert length == size
     with host.payload() as payload:

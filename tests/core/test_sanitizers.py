@@ -12,7 +12,7 @@ import pytest
 HERE = Path(__file__).resolve().parent
 CORE = HERE.parent.parent / "mpproducer" / "_core"
 CORPUS = HERE / "corpus" / "records"
-SOURCES = ("append.c", "pool.c", "region.c", "walk.c")
+SOURCES = ("append.c", "crc.c", "pool.c", "region.c", "walk.c")
 SECONDS = 3
 
 pytestmark = pytest.mark.skipif(

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CORE = ROOT / "mpproducer" / "_core"
-SOURCES = ("append.c", "pool.c", "region.c", "walk.c")
+SOURCES = ("append.c", "crc.c", "pool.c", "region.c", "walk.c")
 WORKER_STEPS = range(1, 29)
 SENDER_STEPS = range(40, 44)
 TRIES = 60

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import crc32c
 import pytest
 
 from mpproducer.config import Config
@@ -36,6 +37,7 @@ class Pool:
         self.streams: dict[int, tuple[str, int, list[tuple[int, int]]]] = {}
         self.released: list[int] = []
         self.can_free = True
+        self.arena = bytearray(1 << 20)
 
     def dirty(self) -> list[int]:
         taken, self.marked = self.marked, []
@@ -66,9 +68,9 @@ class Pool:
             self.words[slot] = (True, records)
             room -= size
             corrupt = slot in self.corrupt
-            found.append(
-                ("bad record", records) if corrupt else (records, size, 5, 6, (1, 2), spans)
-            )
+            data = b"".join(self.arena[at : at + length] for at, length in spans)
+            good = (records, size, 5, 6, crc32c.crc32c(data), (1, 2), spans)
+            found.append(("bad record", records) if corrupt else good)
         return found
 
     def release(self, slot: int, /) -> bool:
@@ -87,7 +89,7 @@ class Bench:
 
     def __init__(self, codec_name: str = "none") -> None:
         self.pool = Pool()
-        self.arena = bytearray(1 << 20)
+        self.arena = self.pool.arena
         self.used = 0
         config = Config.from_user(
             None, {"bootstrap_servers": "x:1", "compression_type": codec_name}
