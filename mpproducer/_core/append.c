@@ -350,9 +350,13 @@ static enum turn append_open(struct mp_writer *writer, uint32_t partition, uint6
     const uint32_t bound = (uint32_t)mp_record_bound(records[0]);
     struct mp_slot *header = &region->slot[slot];
     uint64_t word = atomic_load_explicit(&header->word, ACQUIRE);
-    if (!(word & MP_LIVE) || word & MP_SEAL) return TURN_OPEN;
+    if (!(word & MP_LIVE)) return TURN_OPEN;
     /* A recycled slot: the batch that open[] shows was drained long ago. */
     if (atomic_load_explicit(&header->batch_id, RELAXED) != id) return TURN_OPEN;
+    if (word & MP_SEAL) {
+        place->found_full = is_full(mp_bytes(word), mp_records(word), FULL_SLACK, batch_size);
+        return TURN_OPEN;
+    }
     if (mp_owner(word)) {
         wait_for_owner(writer, header, word);
         return TURN_RETRY;
@@ -518,6 +522,8 @@ enum mp_status mp_append_run(struct mp_writer *writer, uint32_t partition,
     struct mp_region *region = &writer->region;
     place->sealed_count = 0;
     place->units = 1;
+    place->lost = 0;
+    place->found_full = 0;
     for (;;) {
         if (atomic_load_explicit(&region->ctl->closed, RELAXED)) {
             mp_drop_stash(writer);
@@ -532,7 +538,11 @@ enum mp_status mp_append_run(struct mp_writer *writer, uint32_t partition,
             return MP_FULL;
         }
         if (turn == TURN_OPEN) turn = append_new(writer, partition, open, records[0], place);
-        if (turn == TURN_RETRY) continue;
+        if (turn == TURN_RETRY) {
+            place->lost++;
+            writer->lost_races++;
+            continue;
+        }
         if (turn == TURN_NO_MEMORY) {
             const uint32_t need = mp_slots_for((uint32_t)mp_record_bound(records[0]));
             if (need > place->units) place->units = need;

@@ -37,6 +37,8 @@ struct mp_place {
     uint32_t index;              /* of the first record in its batch */
     uint32_t count, bytes;       /* records appended, and their size */
     uint32_t units;              /* after MP_NO_MEMORY */
+    uint32_t lost;               /* races for the batch that others won */
+    uint32_t found_full;         /* the batch before this one was sealed by others, full */
     uint32_t sealed_count;       /* batches this call sealed: their compression is ours */
     struct mp_sealed sealed[MP_MAX_SEALED];
 };
@@ -47,6 +49,7 @@ struct mp_writer {
     uint32_t owner;
     uint32_t stash;      /* slots granted to us and not used yet, chained by next; or MP_NONE */
     int wake_fd;
+    uint64_t lost_races; /* turns that another worker's were in the way of */
     uint64_t lost_commits;
     uint64_t steals;
     uint64_t opened;

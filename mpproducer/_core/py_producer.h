@@ -31,9 +31,20 @@ Attachment *producer_attach(Producer *self, int64_t *deadline);
  * one: the attachment has ended, attach again. */
 TopicRef *producer_topic(Producer *self, Attachment *a, PyObject *topic, int64_t partition,
                          int64_t *deadline);
-/* The host's sticky partition of a topic; and moves it on when its batch is full. */
+/* The partition that this process' unkeyed records go to, and moves it on when its batch is full. */
 uint32_t sticky_partition(Attachment *a, const TopicRef *ref, uint32_t count);
-void move_sticky(Attachment *a, const TopicRef *ref, uint32_t count, uint32_t partition);
+void move_sticky(Attachment *a, TopicRef *ref, uint32_t count, uint32_t partition);
+/* After each append of unkeyed records: whether they go on to another partition. */
+#define CONTENTION_TURNS 64u
+void follow_contention(Attachment *a, TopicRef *ref, uint32_t count, const struct mp_place *place);
+static inline void sticky_appended(Attachment *a, TopicRef *ref, uint32_t count, uint32_t partition,
+                                   const struct mp_place *place) {
+    ref->lost += place->lost;
+    if (mp_filled_batch(place))
+        move_sticky(a, ref, count, partition);
+    else if (++ref->turns == CONTENTION_TURNS || ref->own)
+        follow_contention(a, ref, count, place);
+}
 /* The batch of records just appended; attachment_reserve() was called before. */
 static inline Pending *batch_of(Attachment *a, PyObject *topic, uint32_t partition,
                                 const struct mp_place *place) {
