@@ -158,6 +158,7 @@ def test_two_workers_that_meet_on_their_way_part_with_the_batch(crowd: Crowd) ->
     one, other = crowd.producers[:2]
     for producer in (one, other):
         crowd.send_some(producer, ENOUGH)
+    crowd.take_all()
     while (at := one.send("t", VALUE).partition) != 2:
         pass
     assert other.send("t", VALUE).partition == at
