@@ -82,10 +82,8 @@ static inline int mp_filled_batch(const struct mp_place *place) {
     return place->sealed_count > 0 && place->sealed[place->sealed_count - 1].slot == place->slot;
 }
 
-static inline enum mp_status mp_append(struct mp_writer *writer, uint32_t partition,
-                                       const struct mp_record *record, struct mp_place *place) {
-    return mp_append_run(writer, partition, &record, 1, 0, place);
-}
+enum mp_status mp_append(struct mp_writer *writer, uint32_t partition,
+                         const struct mp_record *record, int roam, struct mp_place *place);
 
 /* Gives back what mp_append_run left in the stash, and lets the sender serve the next waiter. */
 void mp_drop_stash(struct mp_writer *writer);

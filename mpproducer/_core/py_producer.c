@@ -5,8 +5,8 @@
 
 static PyObject *send_names[6];
 
-int parse_arguments(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames, PyObject **slots,
-                    PyObject **names, const char *method) {
+int parse_any_arguments(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames,
+                        PyObject **slots, PyObject **names, const char *method) {
     if (nargs > 6) {
         PyErr_Format(PyExc_TypeError, "%s() takes at most 6 arguments", method);
         return -1;
@@ -91,10 +91,7 @@ static void start_clock(const Producer *self, int64_t *deadline) {
     *deadline = self->max_block_ns < INT64_MAX - now ? now + self->max_block_ns : INT64_MAX;
 }
 
-Attachment *producer_attach(Producer *self, int64_t *deadline) {
-    PyObject *current = self->attachment;
-    if (current && Py_TYPE(current) == &Attachment_Type && attachment_usable((Attachment *)current))
-        return (Attachment *)Py_NewRef(current);
+Attachment *producer_attach_anew(Producer *self, int64_t *deadline) {
     start_clock(self, deadline);
     for (;;) {
         PyObject *fresh =
@@ -121,8 +118,8 @@ Attachment *producer_attach(Producer *self, int64_t *deadline) {
     }
 }
 
-TopicRef *producer_topic(Producer *self, Attachment *a, PyObject *topic, int64_t partition,
-                         int64_t *deadline) {
+TopicRef *producer_find_topic(Producer *self, Attachment *a, PyObject *topic, int64_t partition,
+                              int64_t *deadline) {
     for (;;) {
         TopicRef *ref = attachment_topic(a, topic);
         if (!ref && PyErr_Occurred()) return NULL;
@@ -289,9 +286,8 @@ static PyObject *send_record(Producer *self, struct request *r, int64_t explicit
             return NULL;
         }
         struct mp_place place;
-        const struct mp_record *record = &r->record;
-        const enum mp_status status = mp_append_run(
-            &a->writer, mp_topic_index(ref->topic, partition), &record, 1, sticky, &place);
+        const enum mp_status status = mp_append(
+            &a->writer, mp_topic_index(ref->topic, partition), &r->record, sticky, &place);
         if (status == MP_DONE) {
             Future *future = *spare;
             *spare = NULL;
