@@ -15,7 +15,7 @@ from bench.fleet import Fleet, RunFailed
 from bench.target import Target
 from bench.workloads.base import Case, Workload
 
-_WARM_PART = 0.05
+WARM_PART = 0.05
 _CALL_BURST = 4_000
 _CALL_BURST_BYTES = 4_000_000
 _CALL_ROUNDS = 5
@@ -42,7 +42,7 @@ def _prepare(client: Client, size_bytes: int, records: int, keyed: bool) -> None
         if keyed
         else payload.values(size_bytes, records, client.index)
     )
-    _send(client, kept.work[: max(1, int(records * _WARM_PART))], keyed)
+    _send(client, kept.work[: max(1, int(records * WARM_PART))], keyed)
 
 
 def _send(client: Client, work: Any, keyed: bool) -> int:
@@ -128,14 +128,15 @@ def saturate(
                 client, options.scratch, mine, records, size_bytes, keyed, broker_cpu
             )
         with Fleet(client, mine, workers) as fleet:
-            return _measure(fleet, size_bytes, records // workers, keyed, broker_cpu)
+            return measure(fleet, size_bytes, records // workers, keyed, broker_cpu)
     finally:
         target.drop(topic)
 
 
-def _measure(
+def measure(
     fleet: Fleet, size_bytes: int, records: int, keyed: bool, broker_cpu: compiled.Readings
 ) -> Result:
+    """Every worker sends so many records; figures per acknowledged record of all together."""
     fleet.run(_prepare, size_bytes, records, keyed)
     call_ns = None
     if len(fleet.pids) == 1 and not keyed:

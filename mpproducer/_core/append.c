@@ -14,6 +14,9 @@
 #define PAUSES 64
 /* A batch whose rest could not take such a small record is full. */
 #define FULL_SLACK 1024u
+/* What a single append does not need must not be where its registers and instructions are. */
+#define SELDOM __attribute__((noinline, cold))
+#define ALWAYS inline __attribute__((always_inline))
 /* A run ends when it has written that much: a few microseconds of ownership, far below STEAL_NS. */
 #define RUN_BYTES (32u * 1024u)
 
@@ -25,7 +28,7 @@ static inline uint64_t zigzag(int64_t value) {
     return (uint64_t)value << 1 ^ (uint64_t)(value >> 63);
 }
 
-static uint8_t *put_long_varint(uint8_t *at, uint64_t value) {
+SELDOM static uint8_t *put_long_varint(uint8_t *at, uint64_t value) {
     while (value >= 0x80) {
         *at++ = (uint8_t)(value | 0x80);
         value >>= 7;
@@ -114,7 +117,7 @@ static inline uint8_t *encode_flat(uint8_t *start, const struct mp_record record
 }
 
 /* Writes the record where it may cross from slot to slot. */
-static void encode(const struct mp_region *region, uint32_t slot, uint32_t used,
+SELDOM static void encode(const struct mp_region *region, uint32_t slot, uint32_t used,
                    const struct mp_record *record, uint64_t delta, uint32_t index, uint32_t body) {
     static const uint8_t no_headers = 0;
     uint8_t head[48];
@@ -236,7 +239,7 @@ static inline int is_full(uint32_t bytes, uint32_t records, uint32_t last, uint3
 /* Waits while another owner works on the batch. Returns once the word has changed, or after
  * sealing it when it stayed the same for STEAL_NS (any change restarts the clock, so that a crowd
  * that makes progress never seals). */
-static void wait_for_owner(struct mp_writer *writer, struct mp_slot *header, uint64_t word) {
+SELDOM static void wait_for_owner(struct mp_writer *writer, struct mp_slot *header, uint64_t word) {
     int64_t since = 0;
     for (;;) {
         for (int i = 0; i < PAUSES; i++) {
@@ -266,7 +269,7 @@ struct run {
 };
 
 /* A record that may need more slots. Returns its size, or 0: there is no memory. */
-static uint32_t write_across(struct mp_writer *writer, struct run *run,
+SELDOM static uint32_t write_across(struct mp_writer *writer, struct run *run,
                              const struct mp_record *record, uint64_t delta) {
     struct mp_region *region = &writer->region;
     const uint32_t body = body_size(record, delta, run->index);
@@ -293,7 +296,7 @@ static uint32_t write_across(struct mp_writer *writer, struct run *run,
 
 /* Writes as many of the records as fit, and returns how many: 0 when there is no memory. What the
  * loop works on is in locals, because the compiler must take a byte it writes for part of *run. */
-static inline uint32_t write_run(struct mp_writer *writer, struct run *run,
+static ALWAYS uint32_t write_run(struct mp_writer *writer, struct run *run,
                                  const struct mp_record *const *records, uint32_t count) {
     struct mp_region *region = &writer->region;
     struct mp_slot *header = &region->slot[run->slot];
@@ -340,7 +343,7 @@ static inline uint32_t write_run(struct mp_writer *writer, struct run *run,
 
 /* Appends to the batch that open[partition] shows, if it still takes records: as many as fit, all
  * committed by one CAS, so that they are in the batch together or not at all. */
-static enum turn append_open(struct mp_writer *writer, uint32_t partition, uint64_t open,
+static ALWAYS enum turn append_open(struct mp_writer *writer, uint32_t partition, uint64_t open,
                              const struct mp_record *const *records, uint32_t count,
                              struct mp_place *place) {
     struct mp_region *region = &writer->region;
@@ -350,9 +353,13 @@ static enum turn append_open(struct mp_writer *writer, uint32_t partition, uint6
     const uint32_t bound = (uint32_t)mp_record_bound(records[0]);
     struct mp_slot *header = &region->slot[slot];
     uint64_t word = atomic_load_explicit(&header->word, ACQUIRE);
-    if (!(word & MP_LIVE) || word & MP_SEAL) return TURN_OPEN;
+    if (!(word & MP_LIVE)) return TURN_OPEN;
     /* A recycled slot: the batch that open[] shows was drained long ago. */
     if (atomic_load_explicit(&header->batch_id, RELAXED) != id) return TURN_OPEN;
+    if (word & MP_SEAL) {
+        place->found_full = is_full(mp_bytes(word), mp_records(word), FULL_SLACK, batch_size);
+        return TURN_OPEN;
+    }
     if (mp_owner(word)) {
         wait_for_owner(writer, header, word);
         return TURN_RETRY;
@@ -438,7 +445,7 @@ static enum turn append_open(struct mp_writer *writer, uint32_t partition, uint6
  *  2. B adds its record to A's batch; being second, it announces nothing.
  *  3. The sender sleeps on: B's record waits for A.
  * Announced first, a stop before the commit makes B seal A's batch and announce its own. */
-static enum turn append_new(struct mp_writer *writer, uint32_t partition, uint64_t open,
+SELDOM static enum turn append_new(struct mp_writer *writer, uint32_t partition, uint64_t open,
                             const struct mp_record *record, struct mp_place *place) {
     struct mp_region *region = &writer->region;
     const uint64_t seq = open ? mp_open_seq(open) + 1 : 1;
@@ -512,12 +519,15 @@ static enum turn append_new(struct mp_writer *writer, uint32_t partition, uint64
     return TURN_DONE;
 }
 
-enum mp_status mp_append_run(struct mp_writer *writer, uint32_t partition,
-                             const struct mp_record *const *records, uint32_t count, int roam,
-                             struct mp_place *place) {
+/* Compiled twice: for one record, of which nothing of the loop is left, and for many. */
+static ALWAYS enum mp_status append(struct mp_writer *writer, uint32_t partition,
+                                    const struct mp_record *const *records, uint32_t count,
+                                    int roam, struct mp_place *place) {
     struct mp_region *region = &writer->region;
     place->sealed_count = 0;
     place->units = 1;
+    place->lost = 0;
+    place->found_full = 0;
     for (;;) {
         if (atomic_load_explicit(&region->ctl->closed, RELAXED)) {
             mp_drop_stash(writer);
@@ -532,7 +542,11 @@ enum mp_status mp_append_run(struct mp_writer *writer, uint32_t partition,
             return MP_FULL;
         }
         if (turn == TURN_OPEN) turn = append_new(writer, partition, open, records[0], place);
-        if (turn == TURN_RETRY) continue;
+        if (turn == TURN_RETRY) {
+            place->lost++;
+            writer->lost_races++;
+            continue;
+        }
         if (turn == TURN_NO_MEMORY) {
             const uint32_t need = mp_slots_for((uint32_t)mp_record_bound(records[0]));
             if (need > place->units) place->units = need;
@@ -542,6 +556,17 @@ enum mp_status mp_append_run(struct mp_writer *writer, uint32_t partition,
         if (writer->stash != MP_NONE) mp_drop_stash(writer);
         return MP_DONE;
     }
+}
+
+enum mp_status mp_append(struct mp_writer *writer, uint32_t partition,
+                         const struct mp_record *record, int roam, struct mp_place *place) {
+    return append(writer, partition, &record, 1, roam, place);
+}
+
+enum mp_status mp_append_run(struct mp_writer *writer, uint32_t partition,
+                             const struct mp_record *const *records, uint32_t count, int roam,
+                             struct mp_place *place) {
+    return append(writer, partition, records, count, roam, place);
 }
 
 void mp_wake_sender(struct mp_writer *writer, uint64_t ready_us) {

@@ -37,6 +37,8 @@ struct mp_place {
     uint32_t index;              /* of the first record in its batch */
     uint32_t count, bytes;       /* records appended, and their size */
     uint32_t units;              /* after MP_NO_MEMORY */
+    uint32_t lost;               /* races for the batch that others won */
+    uint32_t found_full;         /* the batch before this one was sealed by others, full */
     uint32_t sealed_count;       /* batches this call sealed: their compression is ours */
     struct mp_sealed sealed[MP_MAX_SEALED];
 };
@@ -47,6 +49,7 @@ struct mp_writer {
     uint32_t owner;
     uint32_t stash;      /* slots granted to us and not used yet, chained by next; or MP_NONE */
     int wake_fd;
+    uint64_t lost_races; /* turns that another worker's were in the way of */
     uint64_t lost_commits;
     uint64_t steals;
     uint64_t opened;
@@ -79,10 +82,8 @@ static inline int mp_filled_batch(const struct mp_place *place) {
     return place->sealed_count > 0 && place->sealed[place->sealed_count - 1].slot == place->slot;
 }
 
-static inline enum mp_status mp_append(struct mp_writer *writer, uint32_t partition,
-                                       const struct mp_record *record, struct mp_place *place) {
-    return mp_append_run(writer, partition, &record, 1, 0, place);
-}
+enum mp_status mp_append(struct mp_writer *writer, uint32_t partition,
+                         const struct mp_record *record, int roam, struct mp_place *place);
 
 /* Gives back what mp_append_run left in the stash, and lets the sender serve the next waiter. */
 void mp_drop_stash(struct mp_writer *writer);

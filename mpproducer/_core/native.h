@@ -30,6 +30,10 @@ typedef struct {
     PyObject_HEAD
     const struct mp_topic *topic;
     uint32_t index;
+    /* where the unkeyed records of this process go */
+    uint32_t own;         /* partition + 1; 0: to the partition that all workers share */
+    uint32_t entered;     /* a record of ours is in a batch of `own` */
+    uint32_t turns, lost; /* appends since contention was last looked at; races lost in them */
 } TopicRef;
 
 /* One batch in which this process has records: everything its futures need, once per batch. */
@@ -75,7 +79,7 @@ struct Attachment {
     PyThread_type_lock turnstile, reader, memory;
     uint8_t *frames; /* bytes read and not parsed yet */
     size_t frames_used, frames_room;
-    uint64_t records, bytes, waits, wait_ns, buffer_full, compressed, compress_failed, drained;
+    uint64_t records, bytes, spreads, returns, waits, wait_ns, buffer_full, compressed, compress_failed, drained;
     uint64_t random;
 };
 

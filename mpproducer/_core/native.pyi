@@ -171,7 +171,8 @@ class Attachment:
         stream."""
     def counters(self) -> list[int]: ...
     def stats(self) -> dict[str, int]:
-        """This process: records appended, bytes, batches opened, lost commits, steals, waits,
+        """This process: records appended, bytes, batches opened, races for a batch that it lost,
+        how often it spread to a partition of its own and returned, lost commits, steals, waits,
         wait_ns, buffer_full ..."""
     def fail_pending(self, reason: int, unknown: bool, message: str) -> int:
         """Resolve all pending batches as failed (sender died); returns how many."""

@@ -505,6 +505,7 @@ TopicRef *attachment_find_topic(Attachment *a, PyObject *name) {
     if (!ref) return NULL;
     ref->topic = topic;
     ref->index = index;
+    ref->own = ref->entered = ref->turns = ref->lost = 0;
     const int failed = PyDict_SetItem(a->topics, name, (PyObject *)ref);
     Py_DECREF((PyObject *)ref);
     return failed ? NULL : ref; /* the dict holds it */
@@ -858,8 +859,9 @@ static PyObject *method_counters(Attachment *a, PyObject *Py_UNUSED(ignored)) {
 
 static PyObject *method_stats(Attachment *a, PyObject *Py_UNUSED(ignored)) {
     return Py_BuildValue(
-        "{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:I,s:I}", "records", a->records, "bytes",
-        a->bytes, "batches_opened", a->writer.opened, "lost_commits", a->writer.lost_commits,
+        "{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:I,s:I}", "records", a->records, "bytes",
+        a->bytes, "batches_opened", a->writer.opened, "lost_races", a->writer.lost_races,
+        "lost_commits", a->writer.lost_commits, "spreads", a->spreads, "returns", a->returns,
         "steals", a->writer.steals, "stale_acquires", a->writer.stale, "memory_waits", a->waits,
         "memory_wait_time_ns", a->wait_ns, "buffer_exhausted", a->buffer_full,
         "batches_compressed", a->compressed, "completion_frames", a->drained, "batches_pending",

@@ -9,7 +9,7 @@ Future *future_new(void) {
     Future *self;
     if (free_count > 0) {
         self = free_futures[--free_count];
-        (void)PyObject_Init((PyObject *)self, &Future_Type);
+        _Py_NewReference((PyObject *)self); /* its type it still has */
     } else {
         self = PyObject_New(Future, &Future_Type);
         if (!self) return NULL;

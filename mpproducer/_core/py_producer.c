@@ -5,8 +5,8 @@
 
 static PyObject *send_names[6];
 
-int parse_arguments(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames, PyObject **slots,
-                    PyObject **names, const char *method) {
+int parse_any_arguments(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames,
+                        PyObject **slots, PyObject **names, const char *method) {
     if (nargs > 6) {
         PyErr_Format(PyExc_TypeError, "%s() takes at most 6 arguments", method);
         return -1;
@@ -91,10 +91,7 @@ static void start_clock(const Producer *self, int64_t *deadline) {
     *deadline = self->max_block_ns < INT64_MAX - now ? now + self->max_block_ns : INT64_MAX;
 }
 
-Attachment *producer_attach(Producer *self, int64_t *deadline) {
-    PyObject *current = self->attachment;
-    if (current && Py_TYPE(current) == &Attachment_Type && attachment_usable((Attachment *)current))
-        return (Attachment *)Py_NewRef(current);
+Attachment *producer_attach_anew(Producer *self, int64_t *deadline) {
     start_clock(self, deadline);
     for (;;) {
         PyObject *fresh =
@@ -121,8 +118,8 @@ Attachment *producer_attach(Producer *self, int64_t *deadline) {
     }
 }
 
-TopicRef *producer_topic(Producer *self, Attachment *a, PyObject *topic, int64_t partition,
-                         int64_t *deadline) {
+TopicRef *producer_find_topic(Producer *self, Attachment *a, PyObject *topic, int64_t partition,
+                              int64_t *deadline) {
     for (;;) {
         TopicRef *ref = attachment_topic(a, topic);
         if (!ref && PyErr_Occurred()) return NULL;
@@ -152,6 +149,7 @@ static uint32_t next_sticky(Attachment *a, const TopicRef *ref, uint32_t count, 
 }
 
 uint32_t sticky_partition(Attachment *a, const TopicRef *ref, uint32_t count) {
+    if (ref->own) return ref->own - 1;
     mp_a64 *word = &a->writer.region.sticky[ref->index].partition;
     uint64_t shown = atomic_load_explicit(word, memory_order_relaxed);
     if (shown != 0 && shown <= count) return (uint32_t)shown - 1;
@@ -171,8 +169,50 @@ static uint32_t choose(Attachment *a, const TopicRef *ref, const struct mp_recor
     return sticky_partition(a, ref, count);
 }
 
+/* The first partition from `from` on that has a leader, round the topic. */
+static uint32_t available_from(const Attachment *a, const TopicRef *ref, uint32_t count,
+                               uint32_t from) {
+    for (uint32_t i = 0; i < count; i++) {
+        const uint32_t index = mp_topic_index(ref->topic, (from + i) % count);
+        if (atomic_load_explicit(&a->writer.region.available[index], memory_order_relaxed))
+            return (from + i) % count;
+    }
+    return from % count;
+}
+
+/* Of CONTENTION_TURNS appends. Who loses so many races is one of several that append millions a
+ * second: batches fill within a few ms then, whoever else adds to them. */
+#define CONTENDED 8u
+
+/* A worker that keeps losing races for the batch of the shared partition goes to one of its own,
+ * another one for each worker as far as there are, and goes round the topic from there, batch by
+ * batch. Two that meet on the way part with the batch, because only the one that filled it moves
+ * on. When a batch of its own was sealed before it was full, the rate has fallen, and the worker
+ * comes back, so that all fill the same batch again. */
+void follow_contention(Attachment *a, TopicRef *ref, uint32_t count, const struct mp_place *place) {
+    if (!ref->own) {
+        if (ref->lost >= CONTENDED && count > 1) {
+            ref->own = available_from(a, ref, count, a->writer.owner) + 1;
+            ref->entered = 0;
+            a->spreads++;
+        }
+        ref->turns = ref->lost = 0;
+        return;
+    }
+    if (ref->entered && place->index == 0 && place->sealed_count == 0 && !place->found_full) {
+        ref->own = ref->turns = ref->lost = 0;
+        a->returns++;
+    }
+    ref->entered = 1;
+}
+
 /* KIP-794: unkeyed records move on when the sticky partition's batch is full, all workers at once. */
-void move_sticky(Attachment *a, const TopicRef *ref, uint32_t count, uint32_t partition) {
+void move_sticky(Attachment *a, TopicRef *ref, uint32_t count, uint32_t partition) {
+    if (ref->own) {
+        ref->own = available_from(a, ref, count, ref->own) + 1;
+        ref->entered = 0;
+        return;
+    }
     uint64_t shown = partition + 1u;
     atomic_compare_exchange_strong_explicit(&a->writer.region.sticky[ref->index].partition, &shown,
                                             next_sticky(a, ref, count, partition) + 1u,
@@ -223,7 +263,7 @@ static PyObject *send_record(Producer *self, struct request *r, int64_t explicit
         if (producer_check_open(self) < 0) return NULL;
         Attachment *a = producer_attach(self, deadline);
         if (!a) return as_failed_future(r->topic);
-        const TopicRef *ref = producer_topic(self, a, r->topic, explicit_partition, deadline);
+        TopicRef *ref = producer_topic(self, a, r->topic, explicit_partition, deadline);
         if (!ref) {
             Py_DECREF((PyObject *)a);
             if (!PyErr_Occurred()) continue;
@@ -246,9 +286,8 @@ static PyObject *send_record(Producer *self, struct request *r, int64_t explicit
             return NULL;
         }
         struct mp_place place;
-        const struct mp_record *record = &r->record;
-        const enum mp_status status = mp_append_run(
-            &a->writer, mp_topic_index(ref->topic, partition), &record, 1, sticky, &place);
+        const enum mp_status status = mp_append(
+            &a->writer, mp_topic_index(ref->topic, partition), &r->record, sticky, &place);
         if (status == MP_DONE) {
             Future *future = *spare;
             *spare = NULL;
@@ -258,10 +297,8 @@ static PyObject *send_record(Producer *self, struct request *r, int64_t explicit
             future->timestamp_ms = r->record.timestamp_ms;
             a->records++;
             a->bytes += place.bytes;
-            if (place.sealed_count > 0) {
-                if (sticky && mp_filled_batch(&place)) move_sticky(a, ref, count, partition);
-                attachment_compress(a, &place);
-            }
+            if (sticky) sticky_appended(a, ref, count, partition, &place);
+            if (place.sealed_count > 0) attachment_compress(a, &place);
             /* D13: a worker that never looks drains its pipe now and then, per batch. */
             if (a->pending != before && before >= 8) attachment_drain(a);
             Py_DECREF((PyObject *)a);

@@ -16,8 +16,18 @@ PyObject *producer_send_many(Producer *self, PyObject *const *args, Py_ssize_t n
 
 /* Positional and keyword arguments into slots[6]; missing ones are None. slots[0], the topic, is a
  * new reference to an exact str: a subclass may hash and compare in Python. */
-int parse_arguments(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames, PyObject **slots,
-                    PyObject **names, const char *method);
+int parse_any_arguments(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames,
+                        PyObject **slots, PyObject **names, const char *method);
+static inline int parse_arguments(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames,
+                                  PyObject **slots, PyObject **names, const char *method) {
+    if (kwnames || nargs < 1 || nargs > 3 || !PyUnicode_CheckExact(args[0]))
+        return parse_any_arguments(args, nargs, kwnames, slots, names, method);
+    slots[0] = Py_NewRef(args[0]);
+    slots[1] = nargs > 1 ? args[1] : Py_None;
+    slots[2] = nargs > 2 ? args[2] : Py_None;
+    slots[3] = slots[4] = slots[5] = Py_None;
+    return 0;
+}
 
 void raise_closed(void);
 /* 0, or -1 with ClosedError. */
@@ -26,14 +36,40 @@ static inline int producer_check_open(const Producer *self) {
     return self->closed ? -1 : 0;
 }
 /* A usable attachment (new reference); attaches, within the deadline, where there is none. */
-Attachment *producer_attach(Producer *self, int64_t *deadline);
+Attachment *producer_attach_anew(Producer *self, int64_t *deadline);
+static inline Attachment *producer_attach(Producer *self, int64_t *deadline) {
+    PyObject *current = self->attachment;
+    if (current && Py_TYPE(current) == &Attachment_Type && attachment_usable((Attachment *)current))
+        return (Attachment *)Py_NewRef(current);
+    return producer_attach_anew(self, deadline);
+}
 /* The topic's entry with the wanted partition known, borrowed. NULL with an exception, or without
  * one: the attachment has ended, attach again. */
-TopicRef *producer_topic(Producer *self, Attachment *a, PyObject *topic, int64_t partition,
-                         int64_t *deadline);
-/* The host's sticky partition of a topic; and moves it on when its batch is full. */
+TopicRef *producer_find_topic(Producer *self, Attachment *a, PyObject *topic, int64_t partition,
+                              int64_t *deadline);
+static inline TopicRef *producer_topic(Producer *self, Attachment *a, PyObject *topic,
+                                       int64_t partition, int64_t *deadline) {
+    TopicRef *ref = a->last_topic;
+    if (topic == a->last_name &&
+        partition < (int64_t)atomic_load_explicit(&ref->topic->partition_count,
+                                                  memory_order_acquire))
+        return ref;
+    return producer_find_topic(self, a, topic, partition, deadline);
+}
+/* The partition that this process' unkeyed records go to, and moves it on when its batch is full. */
 uint32_t sticky_partition(Attachment *a, const TopicRef *ref, uint32_t count);
-void move_sticky(Attachment *a, const TopicRef *ref, uint32_t count, uint32_t partition);
+void move_sticky(Attachment *a, TopicRef *ref, uint32_t count, uint32_t partition);
+/* After each append of unkeyed records: whether they go on to another partition. */
+#define CONTENTION_TURNS 64u
+void follow_contention(Attachment *a, TopicRef *ref, uint32_t count, const struct mp_place *place);
+static inline void sticky_appended(Attachment *a, TopicRef *ref, uint32_t count, uint32_t partition,
+                                   const struct mp_place *place) {
+    ref->lost += place->lost;
+    if (mp_filled_batch(place))
+        move_sticky(a, ref, count, partition);
+    else if (++ref->turns == CONTENTION_TURNS || ref->own)
+        follow_contention(a, ref, count, place);
+}
 /* The batch of records just appended; attachment_reserve() was called before. */
 static inline Pending *batch_of(Attachment *a, PyObject *topic, uint32_t partition,
                                 const struct mp_place *place) {

@@ -18,7 +18,7 @@ struct sending {
     Py_ssize_t count;
     Runs *runs;
     Attachment *a;
-    const TopicRef *ref;
+    TopicRef *ref;
     int64_t deadline, now_ms;
     /* one chunk */
     uint32_t room;
@@ -76,13 +76,9 @@ static int append(struct sending *s, const struct mp_record *const *list, uint32
             a->bytes += place.bytes;
             a->records += place.count;
             done += place.count;
-            if (place.sealed_count > 0) {
-                if (mp_filled_batch(&place)) {
-                    *sealed = 1;
-                    if (partition < 0) move_sticky(a, s->ref, partitions, to);
-                }
-                attachment_compress(a, &place);
-            }
+            *sealed |= mp_filled_batch(&place);
+            if (partition < 0) sticky_appended(a, s->ref, partitions, to, &place);
+            if (place.sealed_count > 0) attachment_compress(a, &place);
             if (a->pending != before && before >= 8) attachment_drain(a);
             continue;
         }

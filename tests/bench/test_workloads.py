@@ -72,6 +72,16 @@ def test_several_workers_send_keyed_and_compressed(cluster: Cluster) -> None:
         assert 0 < figures["wire_bytes"] < 80
 
 
+def test_contention_counts_the_races_of_the_workers() -> None:
+    found = run(cases("contention")[1], None, ("mpproducer", "mpproducer-many"))
+    for figures in found.values():
+        assert figures["worker_cpu_ns"] > 0
+        assert figures["lost_races"] >= 0
+        assert 0 < figures["batch_kib"] <= 256
+    alone = run(cases("contention")[0], None, ("mpproducer",))["mpproducer"]
+    assert alone["lost_races"] == alone["spreads"] == 0
+
+
 def test_fixed_rate_counts_connections_and_the_cost_of_the_generator(cluster: Cluster) -> None:
     found = run(cases("fixed-rate")[1], cluster, ("nothing", *MINE))
     for client in MINE:

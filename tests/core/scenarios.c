@@ -71,7 +71,7 @@ static enum mp_status put(int who, uint32_t partition, int32_t bytes, struct mp_
     static uint8_t value[200000];
     const struct mp_record record = {.value = value, .value_bytes = bytes, .key_bytes = -1,
                                      .timestamp_ms = 1000};
-    return mp_append(&writer[who], partition, &record, place);
+    return mp_append(&writer[who], partition, &record, 0, place);
 }
 
 /* Seals and walks the oldest batch of the partition; its records, and its slot in *slot. */

@@ -66,30 +66,45 @@ def frozen(pool: native.Pool, slot: int) -> Any:
 class Host:
     """A pool, a topic of one partition, and a producer attached to it."""
 
+    MAX_PARTITIONS = 4
+
     def __init__(self, batch_size: int = 1 << 20, slots: int = SLOTS) -> None:
-        ctl_size, pool_size = native.segment_sizes(slots, 4, 1)
+        ctl_size, pool_size = native.segment_sizes(slots, self.MAX_PARTITIONS, 1)
         ctl, memory = os.memfd_create("ctl"), os.memfd_create("pool")
         os.ftruncate(ctl, ctl_size)
         os.ftruncate(memory, pool_size)
         self.pool = native.Pool(
-            ctl, memory, slots, 4, 1, batch_size=batch_size, max_request_size=1 << 22,
-            linger_us=1000, generation=1,
+            ctl, memory, slots, self.MAX_PARTITIONS, 1, batch_size=batch_size,
+            max_request_size=1 << 22, linger_us=1000, generation=1,
         )  # fmt: skip
-        self.pool.owner_alive(1, True)
         self.pool.topic_ready(self.pool.topic_add("t"), 1)
-        self.memory = os.dup(memory)
-        self.reader, self.writer = os.pipe()
-        wake = os.eventfd(0, os.EFD_NONBLOCK)
-        # The attachment takes its descriptors over.
-        self.attachment = native.Attachment(ctl, memory, wake, self.reader, 1, slots, 4, 1)
+        self.ctl, self.memory = ctl, memory
         self.slots = slots
+        self.writers: list[int] = []
+        self.producers: list[native.ProducerBase] = []
+        self.producer = self.join(1)
+        self.attachment = self.producer._attachment
+        self.writer = self.writers[0]
+
+    def join(self, owner: int) -> Any:
+        """A producer of one more worker."""
 
         class Producer(native.ProducerBase):
             pass
 
-        self.producer = Producer()
-        self.producer._attachment = self.attachment
-        self.producer._max_block_ns = 0
+        self.pool.owner_alive(owner, True)
+        reader, writer = os.pipe()
+        self.writers.append(writer)
+        wake = os.eventfd(0, os.EFD_NONBLOCK)
+        producer = Producer()
+        # The attachment takes its descriptors over.
+        producer._attachment = native.Attachment(
+            os.dup(self.ctl), os.dup(self.memory), wake, reader, owner, self.slots,
+            self.MAX_PARTITIONS, 1,
+        )  # fmt: skip
+        producer._max_block_ns = 0
+        self.producers.append(producer)
+        return producer
 
     def send(self, record: Record) -> native.DeliveryFuture:
         return self.producer.send(
@@ -115,10 +130,13 @@ class Host:
         return found
 
     def close(self) -> None:
-        self.producer._attachment = None
+        for producer in self.producers:
+            if producer._attachment is not None:
+                producer._attachment.close()
+            producer._attachment = None
         self.attachment.close()
-        os.close(self.writer)
-        os.close(self.memory)
+        for fd in (*self.writers, self.ctl, self.memory):
+            os.close(fd)
         self.pool.close()
 
 

@@ -48,7 +48,7 @@ static void *write_records(void *argument) {
         const struct mp_record record = {.value = value, .value_bytes = (int32_t)bytes,
                                          .key_bytes = -1, .timestamp_ms = 1000};
         struct mp_place place;
-        while (mp_append(&writer, next_random(&state) % PARTITIONS, &record, &place) ==
+        while (mp_append(&writer, next_random(&state) % PARTITIONS, &record, 0, &place) ==
                MP_NO_MEMORY) {
             if (atomic_load_explicit(&stop, memory_order_relaxed)) return NULL;
             atomic_fetch_add_explicit(&waits, 1, memory_order_relaxed);

@@ -40,6 +40,20 @@ def test_A3_linger_ends_at_linger_and_not_a_millisecond_earlier() -> None:
     assert send.batches[0].records == 7, "it went on filling until it was drained"
 
 
+def test_what_has_lingered_a_quarter_goes_with_what_is_due_and_the_newest_stay() -> None:
+    h = Harness(linger_ms=8).ready({n: 0 for n in range(4)})
+    h.open("t", 0)
+    for wait_ms, number in ((4, 1), (2, 2), (1, 3)):
+        h.tick(wait_ms)
+        h.open("t", number)
+    h.tick(1)
+    assert [_numbers(send) for send in h.produce_requests()] == [[0, 1, 2]]
+    h.tick(6)
+    assert len(h.produce_requests()) == 1
+    h.tick(1)
+    assert [_numbers(send) for send in h.produce_requests()][1:] == [[3]]
+
+
 def test_open_batches_fill_while_their_node_is_busy_and_are_sealed_at_drain_time() -> None:
     h = Harness(linger_ms=5, max_in_flight_requests_per_connection=1).ready({0: 0, 1: 0})
     h.open("t", 0)
