@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-import crc32c
-
 from mpproducer.sender import actions
 from mpproducer.wire import compression, framing, produce, record_batch
 from mpproducer.wire.codec import Buffer, ProtocolError
+from mpproducer.wire.crc import crc32c
 
 if TYPE_CHECKING:
     from mpproducer.sender.batch import ProducerBatch
@@ -58,9 +57,9 @@ def header_of(batch: ProducerBatch) -> bytes:
 def unchanged(batch: ProducerBatch) -> bool:
     """Whether the bytes still have the CRC they had when the header was made."""
     header = batch.body.header
-    crc = crc32c.crc32c(header[record_batch.CRC_FROM :])
+    crc = crc32c(header[record_batch.CRC_FROM :])
     for piece in batch.body.pieces:
-        crc = crc32c.crc32c(piece, crc)
+        crc = crc32c(piece, crc)
     return crc == int.from_bytes(header[17:21], "big")
 
 

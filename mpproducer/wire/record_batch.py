@@ -11,10 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-import crc32c
-
 from mpproducer.wire import codec
 from mpproducer.wire.codec import Buffer, ProtocolError, Reader
+from mpproducer.wire.crc import crc32c
 
 HEADER_BYTES: Final = 61
 CRC_FROM: Final = 21
@@ -46,9 +45,9 @@ def batch_header(
         attributes, count - 1, base_timestamp_ms, max_timestamp_ms, producer_id, epoch,
         base_sequence, count,
     )  # fmt: skip
-    crc = crc32c.crc32c(suffix)
+    crc = crc32c(suffix)
     for piece in pieces:
-        crc = crc32c.crc32c(piece, crc)
+        crc = crc32c(piece, crc)
     return _PREFIX.pack(0, HEADER_BYTES - 12 + records_bytes, -1, 2, crc) + suffix
 
 
@@ -90,7 +89,7 @@ class RecordBatch:
 
     def crc_valid(self) -> bool:
         """Whether the bytes are what the producer's CRC says."""
-        return bool(crc32c.crc32c(self.raw[CRC_FROM:]) == self.crc)
+        return bool(crc32c(self.raw[CRC_FROM:]) == self.crc)
 
 
 def _field(value: bytes | None) -> bytes:
