@@ -106,13 +106,14 @@ def test_a_detach_in_the_middle_of_an_await_is_no_error_of_descriptors(
 
     async def main() -> None:
         await producer.send(TOPIC, b"v")
-        with held(broker, 0.2):
+        with held(broker, 0.2) as fault:
             future = producer.send(TOPIC, b"v")
             assert not future.done()
             monkeypatch.setattr(os, "dup", racing)
             with contextlib.suppress(mpproducer.KafkaError, TimeoutError):
                 await future
-        assert future.done()
+            assert future.done()
+            assert wait_until(lambda: fault.hits > 0)  # the record stays in delivery
 
     asyncio.run(asyncio.wait_for(main(), 30))
     assert dups != []
