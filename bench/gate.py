@@ -249,7 +249,7 @@ def _instructions() -> Found:
         raise Skip("valgrind is not installed")
     with SinkTarget(_PARTITIONS) as sink, _producer(sink) as producer:
         # That one keeps the sender alive, outside of valgrind; the child attaches to it.
-        place = str(producer._place.folder.parent)
+        place = os.path.dirname(producer._place.folder)
         counted = _counted([_PROGRAM, sink.bootstrap, place])
     return {name: count / _SENDS for name, count in zip(_PARTS, counted, strict=True)}
 

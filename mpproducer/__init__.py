@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from mpproducer.errors import (
     AuthorizationFailed,
     BufferFull,
@@ -28,8 +26,9 @@ from mpproducer.errors import (
 )
 from mpproducer.version import __version__
 
+TYPE_CHECKING = False  # typing is dear: see light.py
 if TYPE_CHECKING:
-    from mpproducer.future import BatchFuture, DeliveryFuture, RecordMetadata
+    from mpproducer.future import BatchFuture, DeliveryFuture, RecordMetadata, as_concurrent
     from mpproducer.producer import Producer
 
 __all__ = [
@@ -58,6 +57,7 @@ __all__ = [
     "Unknown",
     "WrongProcess",
     "__version__",
+    "as_concurrent",
 ]
 
 _LAZY = {
@@ -65,6 +65,7 @@ _LAZY = {
     "BatchFuture": "mpproducer.future",
     "DeliveryFuture": "mpproducer.future",
     "RecordMetadata": "mpproducer.future",
+    "as_concurrent": "mpproducer.future",
 }
 
 
@@ -72,8 +73,6 @@ def __getattr__(name: str) -> object:
     """Import the producer with its first use: the sender process imports this package too."""
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    value = getattr(import_module(_LAZY[name]), name)
+    value = getattr(__import__(_LAZY[name], fromlist=[name]), name)
     globals()[name] = value
     return value

@@ -9,12 +9,6 @@ between keys are those of Java's ProducerConfig 4.x where the two producers have
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import logging
-from collections.abc import Mapping
-from typing import Any
-
 from mpproducer.config_keys import (
     FOREIGN,
     INT32_MAX,
@@ -33,8 +27,13 @@ from mpproducer.config_keys import (
     show_server,
 )
 from mpproducer.errors import ConfigError
+from mpproducer.light import logger
 
-log = logging.getLogger("mpproducer.config")
+TYPE_CHECKING = False  # typing is dear: see light.py
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any, NoReturn
+
 
 SLOT_BYTES = 16384
 MIN_SLOTS = 64
@@ -51,9 +50,11 @@ _batch_bytes = Whole(0, MAX_BATCH_BYTES, "bytes", why=_16_MIB)
 _request_bytes = Whole(1, MAX_BATCH_BYTES, "bytes", why=_16_MIB)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, repr=False)
 class Config:
-    """Effective configuration. Build it with `from_user`; fields are Java's keys in snake_case."""
+    """Effective configuration. Build it with `from_user`; fields are Java's keys in snake_case.
+
+    An instance holds its values under the names that are rows of the table in the class.
+    """
 
     bootstrap_servers: tuple[tuple[str, int], ...] = key(
         (),
@@ -222,6 +223,19 @@ class Config:
         worker_only=True,
     )
 
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        """`values` are effective and complete: see `from_user`."""
+        self.__dict__.update(values)
+
+    def __setattr__(self, name: str, _value: object) -> NoReturn:
+        raise AttributeError(f"a configuration never changes: {name}")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Config) and self.__dict__ == other.__dict__
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.__dict__[name] for name in KEYS))
+
     @classmethod
     def from_user(
         cls,
@@ -236,11 +250,7 @@ class Config:
         """
         values: dict[str, Any] = {}
         for source in (config, kwargs):
-            if source is not None and not isinstance(source, Mapping):
-                raise ConfigError(
-                    f"config must be a dict such as {{'linger.ms': 5}}, not {type(source).__name__}"
-                )
-            for name, value in (source or {}).items():
+            for name, value in _items(source):
                 _take(values, name, value)
         if "bootstrap_servers" not in values:
             raise ConfigError(
@@ -248,22 +258,22 @@ class Config:
                 "'host1:9092,host2:9092')"
             )
         given = frozenset(values)
-        complete: dict[str, Any] = {name: field.default for name, field in _FIELDS.items()}
+        complete: dict[str, Any] = {name: row.default for name, row in KEYS.items()}
         complete |= values
         for rule in _RULES:
             rule(complete, given)
-        return cls(**complete)
+        return cls(complete)
 
     @classmethod
     def from_wire(cls, wire: object) -> Config:
         """The inverse of `to_wire`; every value is checked again. Raises ConfigError."""
-        if not isinstance(wire, dict) or set(wire) != set(_FIELDS):
+        if not isinstance(wire, dict) or wire.keys() != KEYS.keys():
             raise ConfigError("a configuration on the wire must hold every key once and no other")
         return cls.from_user(wire)
 
     def to_wire(self) -> dict[str, Any]:
-        """Effective values as a dict that JSON can hold; `from_wire` reads it."""
-        values = {name: getattr(self, name) for name in _FIELDS}
+        """Effective values as a dict of plain ones (shm/plain.py); `from_wire` reads it."""
+        values = dict(self.__dict__)
         values["bootstrap_servers"] = [show_server(*server) for server in self.bootstrap_servers]
         return values
 
@@ -274,7 +284,7 @@ class Config:
         """
         shared = {n: v for n, v in self.to_wire().items() if not KEYS[n].worker_only}
         shared["bootstrap_servers"] = sorted(shared["bootstrap_servers"])
-        return json.dumps(shared, sort_keys=True, separators=(",", ":"))
+        return repr(sorted(shared.items()))
 
     @property
     def servers(self) -> str:
@@ -294,20 +304,31 @@ class Config:
 
     def __repr__(self) -> str:
         shown = [f"bootstrap_servers={self.servers!r}"]
-        for name, field in _FIELDS.items():
+        for name, row in KEYS.items():
             value = getattr(self, name)
-            if name != "bootstrap_servers" and value != field.default:
-                shown.append(f"{name}={KEYS[name].show(value)}")
+            if name != "bootstrap_servers" and value != row.default:
+                shown.append(f"{name}={row.show(value)}")
         return f"Config({', '.join(shown)})"
 
 
-_FIELDS = {field.name: field for field in dataclasses.fields(Config)}
-KEYS: dict[str, Key] = {name: field.metadata["key"] for name, field in _FIELDS.items()}
+KEYS: dict[str, Key] = {name: row for name, row in vars(Config).items() if isinstance(row, Key)}
 
 
 def dotted(name: str) -> str:
     """Java's spelling of a key: `linger_ms` -> `linger.ms`."""
     return name.replace("_", ".")
+
+
+def _items(source: Mapping[str, object] | None) -> list[tuple[object, object]]:
+    """What a user gave, which may be any kind of mapping."""
+    if source is None:
+        return []
+    try:
+        return [(name, source[name]) for name in source.keys()]  # noqa: SIM118 - as dict() does
+    except (AttributeError, TypeError):
+        raise ConfigError(
+            f"config must be a dict such as {{'linger.ms': 5}}, not {type(source).__name__}"
+        ) from None
 
 
 def _take(values: dict[str, Any], spelt: object, value: object) -> None:
@@ -352,6 +373,10 @@ def _why_not(spelt: str, name: str) -> str:
     return f"unknown configuration key {spelt!r}{hint} (docs/CONFIG.md lists all keys)"
 
 
+def _warn(message: str, *facts: object) -> None:
+    logger("mpproducer.config").warning(message, *facts)
+
+
 def _idempotence(values: dict[str, Any], given: frozenset[str]) -> None:
     """KIP-98/679: what idempotence needs. Java drops it silently when only implied."""
     if not values["enable_idempotence"]:
@@ -376,7 +401,7 @@ def _idempotence(values: dict[str, Any], given: frozenset[str]) -> None:
             f"Leave out {' and '.join(name for name, _ in wrong)}, or give enable_idempotence=False"
         )
     values["enable_idempotence"] = False
-    log.warning(
+    _warn(
         "idempotence is off because of %s: retries may duplicate or reorder records. "
         "Give enable_idempotence=False to say that this is meant.",
         have,
@@ -395,7 +420,7 @@ def _delivery_timeout(values: dict[str, Any], given: frozenset[str]) -> None:
             f"delivery_timeout_ms={least} or more (it is in milliseconds), or lower the others"
         )
     values["delivery_timeout_ms"] = least
-    log.warning("delivery_timeout_ms is raised to linger_ms + request_timeout_ms = %d", least)
+    _warn("delivery_timeout_ms is raised to linger_ms + request_timeout_ms = %d", least)
 
 
 def _backoffs(values: dict[str, Any], given: frozenset[str]) -> None:
@@ -415,7 +440,7 @@ def _backoffs(values: dict[str, Any], given: frozenset[str]) -> None:
                 f"{base}={values[base]} is more than {most}={values[most]}: "
                 "raise the second or lower the first"
             )
-        log.warning("%s is lowered from %d to %s = %d", base, values[base], most, values[most])
+        _warn("%s is lowered from %d to %s = %d", base, values[base], most, values[most])
         values[base] = values[most]
 
 
@@ -430,7 +455,7 @@ def _memory(values: dict[str, Any], given: frozenset[str]) -> None:
         )
     if values["batch_size"] > request:
         if "batch_size" in given:
-            log.warning(
+            _warn(
                 "batch_size=%d is more than max_request_size=%d: a full batch makes a request "
                 "larger than the limit, which brokers may refuse",
                 values["batch_size"],

@@ -6,14 +6,16 @@ when its key is known and not secret: a misspelt `sasl_pasword` must not print a
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import os
-import re
-from collections.abc import Callable
-from typing import Any, SupportsIndex, TypeVar
 
 from mpproducer.errors import ConfigError
+
+TYPE_CHECKING = False  # typing is dear: see light.py
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, TypeVar
+
+    Default = TypeVar("Default")
 
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
@@ -29,26 +31,34 @@ _UNITS: dict[str, dict[str, int]] = {
     },
 }
 _UNIT_NAMES = {"ms": "milliseconds", "bytes": "bytes"}
-_WITH_UNIT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]+)\s*")
-_HOST = re.compile(r"(?!-)[\w-]{1,63}(?:\.[\w-]{1,63})*\.?")
+_WITH_UNIT = r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]+)\s*"
 _MAX_HOST_LENGTH = 253
-
-Default = TypeVar("Default")
+_MAX_LABEL_LENGTH = 63
+_MAX_DIGITS = 40
 
 
 class BadValue(Exception):
     """Says what was expected, without the value itself; `Key.read` adds name and value."""
 
 
-@dataclasses.dataclass(frozen=True)
 class Key:
-    """One row of the table of keys: everything about a key but its name and default."""
+    """One row of the table of keys: everything about a key but its name."""
 
-    parse: Callable[[object], Any]
-    valid: str
-    doc: str
-    worker_only: bool = False
-    secret: bool = False
+    __slots__ = ("default", "doc", "parse", "secret", "worker_only")
+
+    def __init__(
+        self,
+        default: object,
+        parse: Callable[[object], Any],
+        doc: str,
+        worker_only: bool,
+        secret: bool,
+    ) -> None:
+        self.default = default
+        self.parse = parse
+        self.doc = doc
+        self.worker_only = worker_only
+        self.secret = secret
 
     def show(self, value: object) -> str:
         """`value` for people: its repr, or `[hidden]` where the key is secret."""
@@ -73,31 +83,50 @@ def key(
     worker_only: bool = False,
     secret: bool = False,
 ) -> Default:
-    """A dataclass field that is a row of the table; typed as its default so that mypy agrees."""
-    row = Key(parse, str(parse), doc, worker_only, secret)
-    return dataclasses.field(default=default, metadata={"key": row})
+    """A row of the table; typed as its default, which is what a `Config` has in its place."""
+    row: Any = Key(default, parse, doc, worker_only, secret)
+    found: Default = row
+    return found
 
 
-@dataclasses.dataclass(frozen=True)
 class Whole:
-    """A whole number in [low, high], given as int or as decimal text (properties files)."""
+    """A whole number in [low, high], given as int or as decimal text (properties files).
 
-    low: int
-    high: int
-    unit: str = ""
-    also: int | None = None  # one further value outside the range, such as -1
-    cap: int | None = None  # larger values are allowed and mean this one
-    why: str = ""  # where the limit comes from, when nobody would guess
+    `also` is one further value outside the range, such as -1; values above `cap` are allowed and
+    mean `cap`; `why` says where the limit comes from, when nobody would guess.
+    """
+
+    __slots__ = ("also", "cap", "high", "low", "unit", "why")
+
+    def __init__(
+        self,
+        low: int,
+        high: int,
+        unit: str = "",
+        *,
+        also: int | None = None,
+        cap: int | None = None,
+        why: str = "",
+    ) -> None:
+        self.low = low
+        self.high = high
+        self.unit = unit
+        self.also = also
+        self.cap = cap
+        self.why = why
 
     def __str__(self) -> str:
         extra = "" if self.also is None else f"{self.also} or "
         return f"{extra}{self.low}..{self.high}"
 
     def __call__(self, value: object) -> int:
-        if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d+\s*", value):
-            value = int(value)
-        elif isinstance(value, SupportsIndex) and not isinstance(value, int):
-            value = value.__index__()  # numpy integers
+        if isinstance(value, str):
+            text = value.strip()
+            if text[text[:1] in ("+", "-") :].isdecimal() and len(text) <= _MAX_DIGITS:
+                value = int(text)
+        elif not isinstance(value, int):
+            index = getattr(value, "__index__", None)  # numpy integers
+            value = index() if callable(index) else value
         if not isinstance(value, int) or isinstance(value, bool):
             raise BadValue(f"expected {self._expected()}{self._way_out(value)}")
         if value != self.also and not self.low <= value <= self.high:
@@ -112,13 +141,16 @@ class Whole:
 
     def _way_out(self, value: object) -> str:
         """What the user probably meant: '5s', 0.5, timedelta(seconds=5), '32MB'."""
+        import math  # here, because only the error needs them
+        import re
+
         meant: float | None = None
         total_seconds = getattr(value, "total_seconds", None)
         if isinstance(value, float):
             meant = value
         elif callable(total_seconds) and self.unit == "ms":
             meant = float(total_seconds()) * 1000
-        elif isinstance(value, str) and (match := _WITH_UNIT.fullmatch(value)):
+        elif isinstance(value, str) and (match := re.fullmatch(_WITH_UNIT, value)):
             scale = _UNITS.get(self.unit, {}).get(match[2].lower())
             meant = float(match[1]) * scale if scale else None
         if meant is None or not self.low <= meant <= self.high:
@@ -136,12 +168,14 @@ def boolean(value: object) -> bool:
     raise BadValue("expected True or False")
 
 
-@dataclasses.dataclass(frozen=True)
 class OneOf:
     """One of a few words, in any case; `none` is what None stands for, if it stands for one."""
 
-    words: tuple[str, ...]
-    none: str | None = None
+    __slots__ = ("none", "words")
+
+    def __init__(self, words: tuple[str, ...], none: str | None = None) -> None:
+        self.words = words
+        self.none = none
 
     def __str__(self) -> str:
         return ", ".join(self.words)
@@ -217,9 +251,20 @@ def _server(entry: str) -> tuple[str, int]:
     host, colon, port = rest.partition(":")
     if ":" in port:
         raise BadValue(f"{entry!r}: put an IPv6 address in brackets, such as '[::1]:9092'")
-    if len(host) > _MAX_HOST_LENGTH or not _HOST.fullmatch(host):
+    if not _is_host(host):
         raise BadValue(f"{entry!r}: {host!r} is not a host name")
     return host.lower(), _port(entry, port if colon else None)
+
+
+def _is_host(text: str) -> bool:
+    """Letters of any alphabet, digits, - and _ in labels of a sane length; one dot may end it."""
+    labels = text.removesuffix(".").split(".")
+    return (
+        len(text) <= _MAX_HOST_LENGTH
+        and not text.startswith("-")
+        and all(0 < len(label) <= _MAX_LABEL_LENGTH for label in labels)
+        and all(letter.isalnum() or letter in "-_." for letter in text)
+    )
 
 
 def _ipv6(text: str) -> str:
@@ -234,7 +279,8 @@ def _ipv6(text: str) -> str:
 def _port(entry: str, text: str | None) -> int:
     if text is None:
         return DEFAULT_PORT
-    if not re.fullmatch(r"[0-9]{1,5}", text) or not 0 < int(text) < 65536:
+    digits = text.isascii() and text.isdecimal() and len(text) <= 5
+    if not digits or not 0 < int(text) < 65536:
         raise BadValue(f"{entry!r}: the port must be a number from 1 to 65535")
     return int(text)
 

@@ -7,27 +7,6 @@ The Kafka error code, where a broker gave one, is a field (`code`), not a class.
 
 from __future__ import annotations
 
-import copy
-import enum
-
-
-class Reason(enum.IntEnum):
-    """Why a record was not acknowledged; travels in completion frames and counters."""
-
-    NONE = 0
-    EXPIRED = 1
-    REJECTED = 2
-    TOO_LARGE = 3
-    CLOSED = 4
-    SENDER_DIED = 5
-    TOPIC = 6
-    AUTHORIZATION = 7
-    CORRUPT = 8
-    INVALID_RECORD = 9
-    RETRIES_EXHAUSTED = 10
-    WRONG_PROCESS = 11
-    FATAL = 12
-
 
 class KafkaError(Exception):
     """Root of all errors of this package.
@@ -137,39 +116,14 @@ class WrongProcess(Unknown):
     """The future belongs to the process that called `send`, not to its forked child."""
 
 
-_NOT_WRITTEN: dict[Reason, type[KafkaError]] = {
-    Reason.EXPIRED: ExpiredUnsent,
-    Reason.TOO_LARGE: RecordTooLarge,
-    Reason.CLOSED: NotSent,
-    Reason.SENDER_DIED: NotSent,
-    Reason.TOPIC: InvalidTopic,
-    Reason.AUTHORIZATION: AuthorizationFailed,
-}
-_UNKNOWN: dict[Reason, type[KafkaError]] = {
-    Reason.EXPIRED: ExpiredInFlight,
-    Reason.SENDER_DIED: SenderDied,
-    Reason.WRONG_PROCESS: WrongProcess,
-}
-
-
-def from_outcome(written_unknown: bool, reason: int, code: int, message: str) -> KafkaError:
-    """Build the exception of a failed record from the fields of its completion frame.
-
-    `written_unknown` is True when the fate is Unknown; `code` is the Kafka code, 0 for none.
-    """
-    why = Reason(reason) if reason in Reason._value2member_map_ else Reason.NONE
-    kind: type[KafkaError] = (
-        _UNKNOWN.get(why, Unconfirmed) if written_unknown else _NOT_WRITTEN.get(why, Rejected)
-    )
-    return kind(message, code=code or None)
-
-
 def again(error: BaseException) -> BaseException:
     """Return a copy, for a future to hand out an error that it keeps.
 
     An error that is raised holds the frames it passed, and they the future: a circle that nothing
     would break, because futures are not seen by the garbage collector.
     """
+    import copy  # here, because only a failure needs it
+
     fresh = copy.copy(error)
     fresh.__cause__ = error.__cause__
     return fresh

@@ -7,27 +7,68 @@ follow each other in one batch, also made by the core.
 
 from __future__ import annotations
 
-import concurrent.futures
-import contextlib
-import threading
-from array import array
-from collections.abc import Callable, Generator
-from typing import Any, NamedTuple
-
 from mpproducer._core.native import DeliveryFuture, Runs, failed_future
+from mpproducer.light import Lock, suppress
+
+TYPE_CHECKING = False  # typing is dear: see light.py
+if TYPE_CHECKING:
+    import concurrent.futures
+    from array import array
+    from collections.abc import Callable, Generator, Iterable
+    from typing import Any
 
 __all__ = ["BatchFuture", "DeliveryFuture", "RecordMetadata", "as_concurrent"]
 
 
-class RecordMetadata(NamedTuple):
-    """Where an acknowledged record is (org.apache.kafka.clients.producer.RecordMetadata)."""
+class RecordMetadata(tuple[str, int, int, int]):
+    """Where an acknowledged record is (org.apache.kafka.clients.producer.RecordMetadata).
 
-    topic: str
-    partition: int
-    offset: int
-    """-1 when the broker did not tell it: acks=0, or a duplicate it no longer remembers."""
-    timestamp_ms: int
-    """The broker's append time for topics that use it, else the record's own timestamp."""
+    A named tuple in all it does, spelt out because `collections` would be half of what a worker
+    imports.
+    """
+
+    __slots__ = ()
+    __match_args__ = _fields = ("topic", "partition", "offset", "timestamp_ms")
+
+    def __new__(cls, topic: str, partition: int, offset: int, timestamp_ms: int) -> RecordMetadata:
+        return tuple.__new__(cls, (topic, partition, offset, timestamp_ms))
+
+    @property
+    def topic(self) -> str:
+        """The record's topic."""
+        return self[0]
+
+    @property
+    def partition(self) -> int:
+        """The partition it went to."""
+        return self[1]
+
+    @property
+    def offset(self) -> int:
+        """-1 when the broker did not tell it: acks=0, or a duplicate it no longer remembers."""
+        return self[2]
+
+    @property
+    def timestamp_ms(self) -> int:
+        """The broker's append time for topics that use it, else the record's own timestamp."""
+        return self[3]
+
+    @classmethod
+    def _make(cls, values: Iterable[Any]) -> RecordMetadata:
+        return cls(*values)
+
+    def _asdict(self) -> dict[str, Any]:
+        return dict(zip(self._fields, self, strict=True))
+
+    def _replace(self, **changes: Any) -> RecordMetadata:
+        return type(self)(**(self._asdict() | changes))
+
+    def __getnewargs__(self) -> tuple[str, int, int, int]:
+        return (self[0], self[1], self[2], self[3])
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value!r}" for name, value in self._asdict().items())
+        return f"{type(self).__name__}({shown})"
 
 
 class BatchFuture:
@@ -93,13 +134,15 @@ class BatchFuture:
 
         `timeout` is in seconds; TimeoutError when it passes.
         """
+        from array import array  # here, because it registers itself with collections
+
         self._wait(timeout)
         return array("q", self._runs.offsets())
 
     @property
     def partitions(self) -> list[int]:
         """Partition per record, -1 where it was not appended. Never blocks."""
-        return array("i", self._runs.partitions()).tolist()
+        return memoryview(self._runs.partitions()).cast("i").tolist()
 
     def add_done_callback(self, fn: Callable[[BatchFuture], object], /) -> None:
         """Call fn(self) once when every outcome is known; at once if it is already.
@@ -109,7 +152,7 @@ class BatchFuture:
         # Where everything is known: as for any future that is done already.
         batches = self._runs.batches() or (failed_future("", KeyError()),)
         left = [len(batches)]
-        guard = threading.Lock()
+        guard = Lock()
 
         def told(_future: DeliveryFuture) -> None:
             with guard:
@@ -123,7 +166,7 @@ class BatchFuture:
 
     def __await__(self) -> Generator[Any, None, list[RecordMetadata]]:
         for batch in self._runs.batches():
-            with contextlib.suppress(Exception):  # told by result() below, for all at once
+            with suppress(Exception):  # told by result() below, for all at once
                 yield from batch.__await__()
         return self.result(0)
 
@@ -139,6 +182,8 @@ def as_concurrent(future: DeliveryFuture | BatchFuture) -> concurrent.futures.Fu
     `asyncio.ensure_future(future)` makes a task of a future, for `asyncio.wait` and others that
     take nothing else.
     """
+    import concurrent.futures  # here, because it brings logging and threading
+
     outer: concurrent.futures.Future[Any] = concurrent.futures.Future()
     outer.set_running_or_notify_cancel()  # a record cannot be taken back
 

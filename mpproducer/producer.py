@@ -6,34 +6,45 @@ this file is everything around them: configuration, attaching, flush, close, pic
 
 from __future__ import annotations
 
-import logging
 import os
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
 
 from mpproducer import errors
 from mpproducer._core import native
 from mpproducer.config import Config
 from mpproducer.future import BatchFuture, RecordMetadata
-from mpproducer.shm.counters import NAMES
+from mpproducer.light import logger
 from mpproducer.shm.rendezvous import Rendezvous
 from mpproducer.worker import attach, completions, compressor, topics
 
+TYPE_CHECKING = False  # typing is dear: see light.py
 if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping
     from types import TracebackType
-
-_LOG = logging.getLogger("mpproducer.worker")
+    from typing import Any
 
 _NS_PER_MS = 1_000_000
 _NS = 1_000_000_000
 _MARGIN_NS = 2 * _NS
 _LONGEST_S = 1e9
 
+
+def _error(written_unknown: bool, reason: int, code: int, message: str) -> errors.KafkaError:
+    from mpproducer.reason import from_outcome  # here, because only a failure needs it
+
+    return from_outcome(written_unknown, reason, code, message)
+
+
+def _await(future: native.DeliveryFuture) -> Generator[Any, None, Any]:
+    from mpproducer.worker.awaiting import await_future  # here, because it imports asyncio
+
+    return await_future(future)
+
+
 native.configure(
     metadata=RecordMetadata,
-    error=errors.from_outcome,
-    await_=completions.await_future,
+    error=_error,
+    await_=_await,
     watch=completions.watch,
     batch_future=BatchFuture,
 )
@@ -193,7 +204,7 @@ class Producer(native.ProducerBase):
         try:
             self.close(self._config.close_timeout_ms / 1000)
         except TimeoutError as late:
-            _LOG.warning("closing after %r: %s", error, late)
+            logger("mpproducer.worker").warning("closing after %r: %s", error, late)
 
     def partitions_for(self, topic: str, timeout: float | None = None) -> list[int]:
         """Return the topic's partition numbers, waiting for metadata up to `max_block_ms`.
@@ -222,6 +233,8 @@ class Producer(native.ProducerBase):
 
         Empty before the process is attached. Safe at any time: reads shared memory only.
         """
+        from mpproducer.shm.counters import NAMES
+
         link = attach.find(self._place)
         if link is None:
             return {}

@@ -6,13 +6,12 @@ scripts/gen_config.py --check   exit status 1 when what is there is not what wou
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 from generated import write_or_check
 
-from mpproducer.config import Config
-from mpproducer.config_keys import FOREIGN, UNSUPPORTED, UNSUPPORTED_PREFIXES, Key
+from mpproducer.config import KEYS
+from mpproducer.config_keys import FOREIGN, UNSUPPORTED, UNSUPPORTED_PREFIXES
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "CONFIG.md"
 
@@ -44,12 +43,12 @@ def _default(name: str, value: object) -> str:
 def render() -> str:
     """Return the page."""
     lines = [HEAD]
-    for field in dataclasses.fields(Config):
-        key: Key = field.metadata["key"]
-        valid = "" if key.valid.startswith(("<function", "<")) else key.valid
+    for name, key in KEYS.items():
+        valid = str(key.parse)
+        valid = "" if valid.startswith("<") else valid
         meaning = f"*worker* {key.doc}" if key.worker_only else key.doc
         lines.append(
-            f"| `{field.name}` | {_default(field.name, field.default)} | {valid} | {meaning} |\n"
+            f"| `{name}` | {_default(name, key.default)} | {valid} | {meaning} |\n"
         )
     lines.append("\n## Refused keys\n\nKnown from other producers, and an error here unless the")
     lines.append(" value is the harmless one.\n\n| key | why |\n|---|---|\n")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from generated import write_or_check
 
-from mpproducer.errors import Reason
+from mpproducer.reason import Reason
 from mpproducer.sender.error_table import TABLE, ErrorRow, Step
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "ERRORS.md"
@@ -30,7 +30,7 @@ the batch and claims nothing about the log.
   record end as `NotWritten`; otherwise as `Unknown`.
 - **sequences**: what it does to an idempotent producer. *new epoch*: the failed batch leaves a gap,
   so its partition starts over at sequence 0.
-- **reason**: what the error tells the user (`errors.Reason`), of retriable codes when retries end.
+- **reason**: what the error tells the user (`reason.Reason`), of retriable codes when retries end.
 
 The same table decides for Metadata and InitProducerId: retriable codes are asked again, others are
 told to those who wait.

@@ -122,7 +122,8 @@ def senders(folder: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline"]):
         line = process.info["cmdline"] or []
-        if "mpproducer.sender" in line and any(part.startswith(str(folder)) for part in line):
+        program = any(part.endswith("/mpproducer/sender/__main__.py") for part in line)
+        if program and any(part.startswith(str(folder)) for part in line):
             found.append(process)
     return found
 

@@ -5,6 +5,7 @@ The memory is USS, what belongs to the process alone, over that of a bare interp
 
 from __future__ import annotations
 
+import compileall
 import contextlib
 import functools
 import json
@@ -154,6 +155,8 @@ def _one(
 
 
 def _cases(options: Options) -> list[Case]:
+    # As an installer does for the other clients; a checkout may be without.
+    compileall.compile_dir(ROOT / "mpproducer", quiet=1)
     setup = Setup("", "", 12, 5, "none", 0)
     wanted = tuple(name for name in _CLIENTS if name in (_BARE, _STARTING) or options.wants(name))
     return [

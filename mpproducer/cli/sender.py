@@ -63,7 +63,7 @@ def add_arguments(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 def run(args: argparse.Namespace) -> int:
     """Run `status` and `stop`; status 1 when no sender runs."""
     given = args.runtime_dir or os.environ.get(RUNTIME_DIR_VARIABLE)
-    base = Path(given).absolute() if given else default_base()
+    base = Path(given or default_base()).absolute()
     found = [answer for place in places(base) if (answer := ask(place, args.verb)) is not None]
     gone = True
     if args.verb == "stop":
@@ -149,7 +149,7 @@ def _watch(pid: int) -> bool:
 def places(base: Path) -> list[Rendezvous]:
     """Return the rendezvous folders with a socket below a runtime folder."""
     try:
-        return [Rendezvous(path.parent) for path in sorted(base.glob("*/socket"))]
+        return [Rendezvous(str(path.parent)) for path in sorted(base.glob("*/socket"))]
     except OSError as error:
         raise KafkaError(f"cannot look into {base}: {error.strerror}") from error
 
@@ -163,18 +163,18 @@ def ask(place: Rendezvous, verb: str) -> dict[str, Any] | None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
         sock.setblocking(False)
         try:
-            sock.connect(str(place.socket))
+            sock.connect(place.socket)
         except OSError:
             return None
         pid, _uid, _gid = control.peer_credentials(sock)
         try:
             control.send_with_fds(sock, {"type": verb}, [], deadline_ns)
             if verb == "stop":
-                return {"type": "stopping", "pid": pid, "folder": str(place.folder)}
+                return {"type": "stopping", "pid": pid, "folder": place.folder}
             answer, _fds = control.recv_with_fds(sock, deadline_ns)
         except (OSError, TimeoutError, SenderError) as error:
-            return {"type": "silent", "pid": pid, "folder": str(place.folder), "why": str(error)}
-    return answer | {"folder": str(place.folder)}
+            return {"type": "silent", "pid": pid, "folder": place.folder, "why": str(error)}
+    return answer | {"folder": place.folder}
 
 
 def _describe(answer: dict[str, Any]) -> str:

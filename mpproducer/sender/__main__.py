@@ -1,8 +1,10 @@
-"""`python -m mpproducer.sender`: how a worker starts the host's sender."""
+"""What a worker runs to start the host's sender: `python __main__.py FOLDER READY_FD`."""
 
 import sys
 
-from mpproducer.sender.process import main
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    del sys.path[0]  # this file's folder: its modules are not to be found by their short names
+
+    from mpproducer.sender.process import main
+
+    sys.exit(main(sys.argv[1], int(sys.argv[2])))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from mpproducer.errors import Reason
+from mpproducer.reason import Reason
 from mpproducer.sender import actions
 from mpproducer.sender.actions import Complete, Kind, Outcome
 from mpproducer.sender.batch import IN_FLIGHT, OPEN, ProducerBatch

@@ -16,7 +16,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from mpproducer.errors import Reason
+from mpproducer.reason import Reason
 
 if TYPE_CHECKING:
     from mpproducer.sender.batch import ProducerBatch

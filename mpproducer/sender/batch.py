@@ -15,7 +15,7 @@ import enum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from mpproducer.errors import Reason
+    from mpproducer.reason import Reason
     from mpproducer.sender.partition import Partition
 
 NO_SEQUENCE: Final = -1

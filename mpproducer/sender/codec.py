@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-import crc32c
 
 from mpproducer._core import native
 from mpproducer.sender import actions
 from mpproducer.wire import compression, framing, produce, record_batch
 from mpproducer.wire.codec import Buffer, ProtocolError
+from mpproducer.wire.crc import crc32c
 
 if TYPE_CHECKING:
     from mpproducer.sender.batch import ProducerBatch
@@ -58,7 +58,7 @@ def header_of(batch: ProducerBatch) -> bytes:
             batch.max_timestamp_ms,
             *stamp,
         )
-        crc = native.crc32c_join(crc32c.crc32c(suffix), body.crc, body.size_bytes)
+        crc = native.crc32c_join(crc32c(suffix), body.crc, body.size_bytes)
         body.header = record_batch.header_prefix(body.size_bytes, crc) + suffix
         body.stamp = stamp
     return body.header

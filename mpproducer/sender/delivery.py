@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from mpproducer.errors import Reason
+from mpproducer.reason import Reason
 from mpproducer.sender import error_table, requests, retry
 from mpproducer.sender.actions import (
     Action,

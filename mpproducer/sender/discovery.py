@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from mpproducer.errors import Reason
+from mpproducer.reason import Reason
 from mpproducer.sender import error_table, requests
 from mpproducer.sender.error_table import Step
 from mpproducer.sender.idempotence import Idempotence, IdState

@@ -18,7 +18,7 @@ import enum
 from dataclasses import dataclass
 from typing import Final
 
-from mpproducer.errors import Reason
+from mpproducer.reason import Reason
 
 
 class Step(enum.IntEnum):

@@ -17,7 +17,7 @@ import enum
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from mpproducer.errors import Reason
+from mpproducer.reason import Reason
 from mpproducer.sender import actions, error_table, requests
 from mpproducer.sender.actions import Action, Event, Exit, Release
 from mpproducer.sender.batch import (

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import os
@@ -23,7 +22,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 from typing import Final
 
@@ -42,14 +40,12 @@ _NAME: Final = "socket.new"
 EXIT_CRASHED: Final = 70
 
 
-def main(argv: list[str]) -> int:
-    """Run a sender for one rendezvous; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m mpproducer.sender")
-    parser.add_argument("--rendezvous", required=True, type=Path)
-    parser.add_argument("--ready-fd", required=True, type=int)
-    parser.add_argument("--foreground", action="store_true", help="do not fork")
-    options = parser.parse_args(argv)
-    if not options.foreground and os.fork():
+def main(folder: str, ready_fd: int) -> int:
+    """Run a sender for the rendezvous of a folder; returns the exit code."""
+    close_inherited(ready_fd)
+    if os.getsid(0) != os.getpid():
+        os.setsid()  # where the starter could not ask for it
+    if os.fork():
         # The starter waits for this process only: no zombie, and the sender is nobody's child.
         os._exit(0)
     prepare_process()
@@ -59,7 +55,16 @@ def main(argv: list[str]) -> int:
         format="%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s",
     )
     logging.raiseExceptions = False  # a full or closed log never reaches the loop
-    return serve(Rendezvous(options.rendezvous), options.ready_fd)
+    return serve(Rendezvous(folder), ready_fd)
+
+
+def close_inherited(ready_fd: int) -> None:
+    """What libraries of the starter opened without close-on-exec is not for the sender."""
+    for name in os.listdir("/proc/self/fd"):
+        fd = int(name)
+        if fd > 2 and fd != ready_fd:
+            with contextlib.suppress(OSError):  # the listing's own
+                os.close(fd)
 
 
 def prepare_process() -> None:
@@ -113,7 +118,7 @@ def listen(place: Rendezvous) -> socket.socket:
         listener.bind(_NAME)
         os.chmod(_NAME, 0o600)
         listener.listen(_BACKLOG)
-        os.rename(_NAME, place.socket.name)
+        os.rename(_NAME, os.path.basename(place.socket))
     except BaseException:
         listener.close()
         raise

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from mpproducer.errors import Reason
+from mpproducer.reason import Reason
 from mpproducer.sender.actions import Outcome
 
 _UNLISTED: Final = (

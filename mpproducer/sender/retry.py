@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
-from mpproducer.errors import Reason
+from mpproducer.reason import Reason
 from mpproducer.sender.actions import Kind, Outcome
 from mpproducer.sender.batch import IN_FLIGHT, NEVER_NS, ProducerBatch
 

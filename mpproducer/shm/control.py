@@ -1,25 +1,39 @@
-"""Control messages between worker and sender: a u32 length and a JSON object, over a Unix socket.
+"""Control messages between worker and sender: a u32 length and a plain dict, over a Unix socket.
 
 Small and rare (attach, a new topic, flush, detach); records and completions never come this way.
 """
 
 from __future__ import annotations
 
-import json
 import select
-import socket
-import struct
 import time
-from typing import Any
+
+# Not `socket`: it makes enums of some hundred constants, for a worker that needs six. Sockets of
+# that module are of this class too.
+from _socket import (
+    CMSG_SPACE,
+    MSG_CMSG_CLOEXEC,
+    SCM_RIGHTS,
+    SO_PEERCRED,
+    SOL_SOCKET,
+    close,
+    socket,
+)
+from sys import byteorder
 
 from mpproducer.errors import SenderError
+from mpproducer.shm import plain
 
-Message = dict[str, Any]
+TYPE_CHECKING = False  # typing is dear: see light.py
+if TYPE_CHECKING:
+    from typing import Any, TypeAlias
+
+    Message: TypeAlias = dict[str, Any]
 
 MAX_MESSAGE_BYTES = 1 << 20
 MAX_FDS = 8
-_LENGTH = struct.Struct("<I")
-_CREDENTIALS = struct.Struct("3i")
+_LENGTH_BYTES = 4
+_INT_BYTES = 4
 
 
 class ControlError(SenderError):
@@ -28,10 +42,10 @@ class ControlError(SenderError):
 
 def encode(message: Message) -> bytes:
     """Return the message as it goes over the socket."""
-    body = json.dumps(message, separators=(",", ":")).encode()
+    body = plain.dump(message)
     if len(body) > MAX_MESSAGE_BYTES:
         raise ControlError(f"a control message of {len(body)} bytes exceeds {MAX_MESSAGE_BYTES}")
-    return _LENGTH.pack(len(body)) + body
+    return len(body).to_bytes(_LENGTH_BYTES, "little") + body
 
 
 class Decoder:
@@ -44,29 +58,29 @@ class Decoder:
         """Add bytes, return the messages that are complete by now. Raises ControlError."""
         self._buffer += data
         messages: list[Message] = []
-        while len(self._buffer) >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(self._buffer)
+        while len(self._buffer) >= _LENGTH_BYTES:
+            length = int.from_bytes(self._buffer[:_LENGTH_BYTES], "little")
             if length > MAX_MESSAGE_BYTES:
                 raise ControlError(f"a control message claims {length} bytes")
-            if len(self._buffer) < _LENGTH.size + length:
+            if len(self._buffer) < _LENGTH_BYTES + length:
                 break
-            body = bytes(self._buffer[_LENGTH.size : _LENGTH.size + length])
-            del self._buffer[: _LENGTH.size + length]
+            body = bytes(self._buffer[_LENGTH_BYTES : _LENGTH_BYTES + length])
+            del self._buffer[: _LENGTH_BYTES + length]
             messages.append(_parse(body))
         return messages
 
 
 def _parse(body: bytes) -> Message:
     try:
-        message = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise ControlError("a control message is not JSON") from error
+        message = plain.load(body)
+    except ValueError as error:
+        raise ControlError(f"a control message makes no sense: {error}") from error
     if not isinstance(message, dict) or not isinstance(message.get("type"), str):
-        raise ControlError("a control message is not an object with a type")
+        raise ControlError("a control message is not a dict with a type")
     return message
 
 
-def _wait(sock: socket.socket, events: int, deadline_ns: int) -> None:
+def _wait(sock: socket, events: int, deadline_ns: int) -> None:
     poller = select.poll()
     poller.register(sock, events)
     left_ms = (deadline_ns - time.monotonic_ns()) / 1e6
@@ -74,7 +88,7 @@ def _wait(sock: socket.socket, events: int, deadline_ns: int) -> None:
         raise TimeoutError("the control socket did not answer in time")
 
 
-def send_bytes(sock: socket.socket, data: bytes, deadline_ns: int) -> int:
+def send_bytes(sock: socket, data: bytes, deadline_ns: int) -> int:
     """Send what the peer takes by the deadline; returns how many bytes that was.
 
     Raises OSError when the peer is gone.
@@ -92,23 +106,25 @@ def send_bytes(sock: socket.socket, data: bytes, deadline_ns: int) -> int:
     return sent
 
 
-def send_with_fds(sock: socket.socket, message: Message, fds: list[int], deadline_ns: int) -> None:
+def send_with_fds(sock: socket, message: Message, fds: list[int], deadline_ns: int) -> None:
     """Send one message, with descriptors if any, on a non-blocking socket.
 
     Raises TimeoutError at the deadline (CLOCK_MONOTONIC ns), OSError when the peer is gone.
     """
     data = memoryview(encode(message))
+    numbers = b"".join(fd.to_bytes(_INT_BYTES, byteorder) for fd in fds)
+    rights = [(SOL_SOCKET, SCM_RIGHTS, numbers)] if fds else []
     while data:
         try:
-            sent = socket.send_fds(sock, [data], fds) if fds else sock.send(data)
+            sent = sock.sendmsg([data], rights) if rights else sock.send(data)
         except BlockingIOError:
             _wait(sock, select.POLLOUT, deadline_ns)
             continue
-        fds = []
+        rights = []
         data = data[sent:]
 
 
-def recv_with_fds(sock: socket.socket, deadline_ns: int) -> tuple[Message, list[int]]:
+def recv_with_fds(sock: socket, deadline_ns: int) -> tuple[Message, list[int]]:
     """Receive one message and the descriptors that came with it.
 
     Raises TimeoutError at the deadline, ConnectionError at EOF, ControlError for nonsense. The
@@ -121,15 +137,14 @@ def recv_with_fds(sock: socket.socket, deadline_ns: int) -> tuple[Message, list[
             try:
                 # Not socket.recv_fds: it drops its flags.
                 data, ancillary, _flags, _address = sock.recvmsg(
-                    65536, socket.CMSG_SPACE(MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC
+                    65536, CMSG_SPACE(MAX_FDS * _INT_BYTES), MSG_CMSG_CLOEXEC
                 )
             except BlockingIOError:
                 _wait(sock, select.POLLIN, deadline_ns)
                 continue
             for level, kind, payload in ancillary:
-                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                    whole = len(payload) // 4
-                    fds += struct.unpack(f"{whole}i", payload[: 4 * whole])
+                if (level, kind) == (SOL_SOCKET, SCM_RIGHTS):
+                    fds += _ints(payload)
             if not data:
                 raise ConnectionError("the control socket was closed")
             messages = decoder.feed(data)
@@ -137,11 +152,11 @@ def recv_with_fds(sock: socket.socket, deadline_ns: int) -> tuple[Message, list[
                 return messages[0], fds
     except BaseException:
         for fd in fds:
-            socket.close(fd)
+            close(fd)
         raise
 
 
-def receive(sock: socket.socket, decoder: Decoder, deadline_ns: int) -> Message:
+def receive(sock: socket, decoder: Decoder, deadline_ns: int) -> Message:
     """Receive the newest message that is there, waiting for one until the deadline.
 
     The decoder belongs to the socket: it keeps what is incomplete. Raises as `recv_with_fds`.
@@ -158,8 +173,13 @@ def receive(sock: socket.socket, decoder: Decoder, deadline_ns: int) -> Message:
             return messages[-1]
 
 
-def peer_credentials(sock: socket.socket) -> tuple[int, int, int]:
+def peer_credentials(sock: socket) -> tuple[int, int, int]:
     """Return (pid, uid, gid) of the process at the other end (SO_PEERCRED)."""
-    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    pid, uid, gid = _CREDENTIALS.unpack(raw)
+    pid, uid, gid = _ints(sock.getsockopt(SOL_SOCKET, SO_PEERCRED, 3 * _INT_BYTES))
     return pid, uid, gid
+
+
+def _ints(data: bytes) -> list[int]:
+    """The whole C ints in the bytes."""
+    whole = len(data) // _INT_BYTES * _INT_BYTES
+    return memoryview(data)[:whole].cast("i").tolist()

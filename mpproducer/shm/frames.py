@@ -39,7 +39,7 @@ def pack_frame(
     """Return the frame for records [first, first + count) of a batch.
 
     `base_offset` is the offset of record `first`, -1 when unknown; `log_append_time_ms` is -1 when
-    the topic keeps the records' own timestamps; `reason` is an `errors.Reason`.
+    the topic keeps the records' own timestamps; `reason` is an `reason.Reason`.
     """
     text = message.encode("utf-8", "replace")[:MAX_MESSAGE_BYTES] if message else b""
     size = (HEADER.size + len(text) + 7) & ~7

@@ -8,46 +8,53 @@ several senders. Only our own uid may reach into it (0700, checked, no symlink).
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
-import hashlib
 import os
 import stat
 import time
-from pathlib import Path
 
 from mpproducer.errors import SenderStartFailed
+from mpproducer.light import suppress
 
 RUNTIME_DIR_VARIABLE = "MPPRODUCER_RUNTIME_DIR"
 MAX_SOCKET_PATH_BYTES = 107
 _CREATE_TRIES = 100
+_LARGEST_PRIME_64 = 2**64 - 59
 
 _held: set[int] = set()
 """Descriptors of the locks that this process holds."""
 
 
-def default_base() -> Path:
+def default_base() -> str:
     """Where rendezvous folders are unless something else is configured."""
-    return Path(f"/tmp/mpproducer-{os.getuid()}")  # noqa: S108 - owner and mode are checked
+    return f"/tmp/mpproducer-{os.getuid()}"  # noqa: S108 - owner and mode are checked
+
+
+def fingerprint(text: str) -> str:
+    """16 digits that differ where texts do, or a sender says that it serves another configuration.
+
+    What the text leaves as a number (Rabin 1981). Nobody attacks with his own configuration, and
+    `hashlib` would bring all of OpenSSL into every worker.
+    """
+    return f"{int.from_bytes(text.encode(), 'big') % _LARGEST_PRIME_64:016x}"
 
 
 class Rendezvous:
     """The folder of one sender configuration. A value: holds no descriptor."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: str) -> None:
         self.folder = folder
-        self.socket = folder / "socket"
-        self.start_lock = folder / "start.lock"
-        self.sender_lock = folder / "sender.lock"
-        self.log = folder / "sender.log"
+        self.socket = f"{folder}/socket"
+        self.start_lock = f"{folder}/start.lock"
+        self.sender_lock = f"{folder}/sender.lock"
+        self.log = f"{folder}/sender.log"
 
     @classmethod
     def of(cls, sender_key: str, runtime_dir: str | None) -> Rendezvous:
         """Return the rendezvous of a configuration (`Config.sender_key()`); creates nothing."""
         root = runtime_dir or os.environ.get(RUNTIME_DIR_VARIABLE)
-        base = Path(root) if root else default_base()
-        digest = hashlib.sha256(sender_key.encode()).hexdigest()[:16]
-        found = cls(base.absolute() / digest)
+        base = os.path.abspath(root or default_base())
+        found = cls(os.path.join(base, fingerprint(sender_key)))
         if len(os.fsencode(found.socket)) > MAX_SOCKET_PATH_BYTES:
             raise SenderStartFailed(
                 f"{found.socket} is too long for a Unix socket (at most {MAX_SOCKET_PATH_BYTES} "
@@ -59,30 +66,31 @@ class Rendezvous:
         """Make the folder, or check that what is there is ours alone. Raises SenderStartFailed."""
         for _ in range(_CREATE_TRIES):
             # The parent may go between the two steps: the last sender in it removes it.
-            with contextlib.suppress(FileNotFoundError):
-                for folder in (self.folder.parent, self.folder):
-                    with contextlib.suppress(FileExistsError):
-                        folder.mkdir(mode=0o700)
+            with suppress(FileNotFoundError):
+                for folder in (os.path.dirname(self.folder), self.folder):
+                    with suppress(FileExistsError):
+                        os.mkdir(folder, mode=0o700)
                     _check_private(folder)
                 return
-        above = self.folder.parent.parent
-        why = "somebody keeps removing it" if above.is_dir() else f"there is no folder {above}"
+        above = os.path.dirname(os.path.dirname(self.folder))
+        missing = not os.path.isdir(above)
+        why = f"there is no folder {above}" if missing else "somebody keeps removing it"
         raise SenderStartFailed(f"{self.folder} cannot be made: {why}")
 
     def remove(self) -> None:
         """Remove everything; the caller holds `sender.lock`, or knows that no sender lives."""
         for path in (self.socket, self.log, self.start_lock, self.sender_lock):
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
+            with suppress(FileNotFoundError):
+                os.unlink(path)
         # Another rendezvous may live in the parent, or a worker may just start here anew. A folder
         # that was configured is not ours to remove.
-        with contextlib.suppress(OSError):
-            self.folder.rmdir()
-            if self.folder.parent == default_base():
-                self.folder.parent.rmdir()
+        with suppress(OSError):
+            os.rmdir(self.folder)
+            if os.path.dirname(self.folder) == default_base():
+                os.rmdir(default_base())
 
 
-def _check_private(folder: Path) -> None:
+def _check_private(folder: str) -> None:
     found = os.lstat(folder)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
         raise SenderStartFailed(
@@ -95,7 +103,7 @@ def _check_private(folder: Path) -> None:
         )
 
 
-def lock(path: Path, deadline_ns: int | None) -> int | None:
+def lock(path: str | os.PathLike[str], deadline_ns: int | None) -> int | None:
     """Take an exclusive flock on `path`, creating it; returns its descriptor.
 
     With a deadline of None the lock is tried once. Returns None when it is held by another process
@@ -117,7 +125,7 @@ def lock(path: Path, deadline_ns: int | None) -> int | None:
             time.sleep(pause_s)
             pause_s = min(pause_s * 2, 0.02)
             continue
-        with contextlib.suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(fd), os.stat(path)):
                 _held.add(fd)
                 return fd

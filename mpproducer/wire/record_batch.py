@@ -11,10 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-import crc32c
-
 from mpproducer.wire import codec
 from mpproducer.wire.codec import Buffer, ProtocolError, Reader
+from mpproducer.wire.crc import crc32c
 
 HEADER_BYTES: Final = 61
 CRC_FROM: Final = 21
@@ -45,7 +44,7 @@ def batch_header(
     suffix = header_suffix(
         attributes, count, base_timestamp_ms, max_timestamp_ms, producer_id, epoch, base_sequence
     )
-    return header_prefix(records_bytes, checksum(pieces, crc32c.crc32c(suffix))) + suffix
+    return header_prefix(records_bytes, checksum(pieces, crc32c(suffix))) + suffix
 
 
 def header_prefix(records_bytes: int, crc: int) -> bytes:
@@ -72,7 +71,7 @@ def header_suffix(
 def checksum(pieces: Iterable[Buffer], crc: int = 0) -> int:
     """Return the CRC-32C of pieces in a row, going on from `crc`."""
     for piece in pieces:
-        crc = crc32c.crc32c(piece, crc)
+        crc = crc32c(piece, crc)
     return crc
 
 
@@ -114,7 +113,7 @@ class RecordBatch:
 
     def crc_valid(self) -> bool:
         """Whether the bytes are what the producer's CRC says."""
-        return bool(crc32c.crc32c(self.raw[CRC_FROM:]) == self.crc)
+        return bool(crc32c(self.raw[CRC_FROM:]) == self.crc)
 
 
 def _field(value: bytes | None) -> bytes:

@@ -8,48 +8,54 @@ process detaches, exits, or its sender dies. After a fork the child starts with 
 from __future__ import annotations
 
 import atexit
-import contextlib
-import logging
 import os
-import socket
-import threading
 import time
-import weakref
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socket
 
 from mpproducer._core import native
 from mpproducer.config import Config
 from mpproducer.errors import KafkaError, SenderError, SenderStartFailed, SenderVersionMismatch
+from mpproducer.light import Lock, RLock, logger, ref, suppress
 from mpproducer.shm import control
 from mpproducer.shm.rendezvous import Rendezvous, lock, unlock
 from mpproducer.version import __version__
 from mpproducer.worker.start import log_tail, start_sender
 
-_LOG = logging.getLogger("mpproducer.worker")
+TYPE_CHECKING = False  # typing is dear: see light.py
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+_LOG = "mpproducer.worker"
 
 NS = 1_000_000_000
 _ENDING_NS = NS // 5
 _BUSY_NS = NS
 
 
-@dataclass(eq=False)
 class Link:
     """The attachment of this process to one sender, with its control socket."""
 
-    place: Rendezvous
-    config: Config
-    attachment: native.Attachment
-    sock: socket.socket
-    sender_pid: int
-    send_lock: threading.Lock = field(default_factory=threading.Lock)
-    handles: weakref.WeakSet[Any] = field(default_factory=weakref.WeakSet)
-    """`Producer` objects that use this link: neither closed nor garbage."""
-    unsent: bytes = b""
-    """The rest of a message that the socket did not take: it goes before any other."""
-    answer_lock: threading.Lock = field(default_factory=threading.Lock)
-    decoder: control.Decoder = field(default_factory=control.Decoder)
+    def __init__(
+        self,
+        place: Rendezvous,
+        config: Config,
+        attachment: native.Attachment,
+        sock: socket,
+        sender_pid: int,
+    ) -> None:
+        self.place = place
+        self.config = config
+        self.attachment = attachment
+        self.sock = sock
+        self.sender_pid = sender_pid
+        self.send_lock = Lock()
+        self.handles: set[ref[Any]] = set()
+        """`Producer` objects that use this link: neither closed nor garbage."""
+        self.unsent = b""
+        """The rest of a message that the socket did not take: it goes before any other."""
+        self.answer_lock = Lock()
+        self.decoder = control.Decoder()
 
     def tell(self, message: control.Message, deadline_ns: int) -> None:
         """Send a control message. Raises SenderError when the sender is gone or silent."""
@@ -86,7 +92,7 @@ class Link:
         pending = self.attachment.pending_ids()
         if not pending:
             return 0
-        with contextlib.suppress(SenderError):
+        with suppress(SenderError):
             # A dead sender resolves what is pending by itself, at the next read of the pipe.
             self.tell({"type": "flush"}, deadline_ns)
         return self.attachment.wait_for(pending, deadline_ns)
@@ -95,7 +101,7 @@ class Link:
         """Leave cleanly: no further append under this owner id; the sender delivers the rest."""
         self.attachment.drain()
         if not self.leave(_BUSY_NS):
-            _LOG.warning(
+            logger(_LOG).warning(
                 "detached while another thread still compresses a batch or waits for memory; "
                 "the sender keeps this process's place until it ends"
             )
@@ -116,7 +122,7 @@ class Link:
             time.sleep(0.001)
         idle = not self.attachment.busy
         if idle:
-            with contextlib.suppress(SenderError):
+            with suppress(SenderError):
                 self.tell({"type": "bye"}, time.monotonic_ns() + NS)
         self.sock.close()
         return idle
@@ -132,8 +138,8 @@ class _Table:
     def __init__(self) -> None:
         self.pid = os.getpid()
         # Never held while anything is waited for. Reentrant, for signal handlers that send.
-        self.lock = threading.RLock()
-        self.turns: dict[str, threading.Lock] = {}  # who attaches to a rendezvous now
+        self.lock = RLock()
+        self.turns: dict[str, Lock] = {}  # who attaches to a rendezvous now
         self.links: dict[str, Link] = {}
         self.known: dict[str, tuple[Config, Rendezvous]] = {}  # of process 1 only
 
@@ -159,7 +165,7 @@ def on_link(hook: Callable[[Link], None]) -> None:
 def find(place: Rendezvous) -> Link | None:
     """Return the usable link of this process to a rendezvous, if there is one."""
     with _table.lock:
-        link = _table.links.get(str(place.folder))
+        link = _table.links.get(place.folder)
         return link if link is not None and link.usable() else None
 
 
@@ -181,9 +187,9 @@ def attach(config: Config, place: Rendezvous, deadline_ns: int) -> Link:
     known = find(place)
     if known is not None:
         return known
-    name = str(place.folder)
+    name = place.folder
     with _table.lock:
-        turn = _table.turns.setdefault(name, threading.Lock())
+        turn = _table.turns.setdefault(name, Lock())
     if not turn.acquire(timeout=_left_s(deadline_ns)):
         raise SenderStartFailed("another thread of this process is still attaching")
     try:
@@ -197,7 +203,7 @@ def attach(config: Config, place: Rendezvous, deadline_ns: int) -> Link:
 
 
 def _attach_in_turn(config: Config, place: Rendezvous, deadline_ns: int) -> Link:
-    name = str(place.folder)
+    name = place.folder
     known = _table.links.get(name)
     if known is not None:
         if known.usable():
@@ -217,7 +223,7 @@ def _attach_in_turn(config: Config, place: Rendezvous, deadline_ns: int) -> Link
 def _drop(link: Link) -> None:
     # Its sender may live: a worker that let its completions overflow has its pipe closed.
     link.leave(0)
-    _table.links.pop(str(link.place.folder), None)
+    _table.links.pop(link.place.folder, None)
 
 
 def use(link: Link, handle: object) -> bool:
@@ -226,19 +232,19 @@ def use(link: Link, handle: object) -> bool:
     False when another thread has detached it since it was found: it ends, attach again.
     """
     with _table.lock:
-        if _table.links.get(str(link.place.folder)) is not link:
+        if _table.links.get(link.place.folder) is not link:
             return False
-        link.handles.add(handle)
+        link.handles.add(ref(handle, link.handles.discard))
         return True
 
 
 def leave(place: Rendezvous, handle: object) -> None:
     """A `Producer` was closed: when no other one uses the link, the process detaches."""
     with _table.lock:
-        link = _table.links.get(str(place.folder))
-        if link is None or handle not in link.handles:
+        link = _table.links.get(place.folder)
+        if link is None or ref(handle) not in link.handles:
             return
-        link.handles.discard(handle)
+        link.handles.discard(ref(handle))
         last = not link.handles
     if last:
         detach(link)
@@ -247,8 +253,8 @@ def leave(place: Rendezvous, handle: object) -> None:
 def detach(link: Link) -> None:
     """Detach this process from a sender, if the link still is the current one."""
     with _table.lock:
-        if _table.links.get(str(link.place.folder)) is link:
-            del _table.links[str(link.place.folder)]
+        if _table.links.get(link.place.folder) is link:
+            del _table.links[link.place.folder]
     link.detach()
     _remove_leftovers(link)
 
@@ -320,13 +326,13 @@ class _Ended(_Closing):
 
 def _try_connect(config: Config, place: Rendezvous, deadline_ns: int) -> Link | None:
     """Shake hands with the sender of the socket; None when nobody listens there."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
     fds: list[int] = []
     welcome = False
     try:
         sock.setblocking(False)
         try:
-            sock.connect(str(place.socket))
+            sock.connect(place.socket)
         except (FileNotFoundError, ConnectionRefusedError):
             sock.close()
             return None
@@ -359,11 +365,11 @@ def _try_connect(config: Config, place: Rendezvous, deadline_ns: int) -> Link | 
     except BaseException:
         if welcome:
             # Or the sender would count this process among its workers until it ends.
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 control.send_bytes(sock, control.encode({"type": "bye"}), deadline_ns)
         sock.close()
         for fd in fds:
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 os.close(fd)
         raise
     return link
@@ -407,7 +413,7 @@ def _remove_leftovers(link: Link) -> None:
     """Remove what a killed sender left."""
     if not link.attachment.sender_dead:
         return
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         held = lock(link.place.start_lock, None)
         if held is not None:
             try:
@@ -418,7 +424,7 @@ def _remove_leftovers(link: Link) -> None:
 
 def _remove_if_dead(place: Rendezvous) -> None:
     """Remove the folder unless a sender lives; the caller holds `start.lock`, so none is born."""
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         held = lock(place.sender_lock, time.monotonic_ns() + _ENDING_NS)
         if held is not None:
             try:
@@ -431,7 +437,7 @@ def on_setup(config: Config, place: Rendezvous) -> None:
     """A `Producer` was made; process 1 has to know of it even if only its children send."""
     if os.getpid() == 1:
         with _table.lock:
-            _table.known[str(place.folder)] = (config, place)
+            _table.known[place.folder] = (config, place)
         _register_exit()
 
 
@@ -458,7 +464,7 @@ def _at_exit() -> None:
         try:
             left = link.flush(deadline_ns) if link.usable() else 0
             if left:
-                _LOG.warning(
+                logger(_LOG).warning(
                     "%d batches were not acknowledged within close_timeout_ms=%d; the host's "
                     "sender goes on delivering them",
                     left,
@@ -468,14 +474,14 @@ def _at_exit() -> None:
                 _drain_host(link, deadline_ns)
             detach(link)
         except (KafkaError, OSError, ValueError) as error:
-            _LOG.warning("detaching from the sender failed: %s", error)
+            logger(_LOG).warning("detaching from the sender failed: %s", error)
 
 
 def _attach_again() -> None:
     """Process 1 goes: it needs a link to every sender that may have records of its children."""
     for config, place in list(_table.known.values()):
-        if find(place) is None and place.socket.exists():
-            with contextlib.suppress(SenderError):
+        if find(place) is None and os.path.exists(place.socket):
+            with suppress(SenderError):
                 attach(config, place, time.monotonic_ns() + config.close_timeout_ms * 1_000_000)
 
 
@@ -489,7 +495,9 @@ def _drain_host(link: Link, deadline_ns: int) -> None:
             break
         time.sleep(0.02)
     if left:
-        _LOG.warning("process 1 ends and its sender with it: %d batches are not delivered", left)
+        logger(_LOG).warning(
+            "process 1 ends and its sender with it: %d batches are not delivered", left
+        )
 
 
 os.register_at_fork(after_in_child=_table.forget)

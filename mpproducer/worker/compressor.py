@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+TYPE_CHECKING = False  # typing is dear: see light.py
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-from mpproducer.config import Config
-from mpproducer.wire import compression
-from mpproducer.worker.attach import Link
+    from mpproducer.config import Config
+    from mpproducer.worker.attach import Link
 
 
 def make_compressor(config: Config) -> Callable[[list[memoryview], int], bytes]:
     """Return the function the core calls with the pieces of a batch this process has filled."""
+    from mpproducer.wire import compression  # here, for those who compress
+
     codec = config.compression_type
     level = config.compression_level
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import errno
 import gc
 import os
 import signal
@@ -18,6 +19,7 @@ import pytest
 import mpproducer
 from mpproducer.future import as_concurrent
 from mpproducer.testing import Broker
+from mpproducer.worker import attach
 from tests.conftest import wait_until
 
 TOPIC = "events"
@@ -84,6 +86,55 @@ def test_await_gather_wait_for_shield_and_tasks_work_without_a_thread(
             await producer.send_many("", [b"v"])
         new = [name for name in thread_names() if name not in before]
         assert [name for name in new if name != "mpproducer-callbacks"] == []
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
+def test_a_detach_in_the_middle_of_an_await_is_no_error_of_descriptors(
+    producer: mpproducer.Producer, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread detaches after `await` has looked, and before it watches the pipe."""
+    real = os.dup
+    dups: list[int] = []
+
+    def racing(fd: int) -> int:
+        dups.append(fd)
+        link = attach.find(producer._place)
+        if link is not None:
+            attach.detach(link)
+        return real(-1)
+
+    async def main() -> None:
+        await producer.send(TOPIC, b"v")
+        with held(broker, 0.2) as fault:
+            future = producer.send(TOPIC, b"v")
+            assert not future.done()
+            monkeypatch.setattr(os, "dup", racing)
+            with contextlib.suppress(mpproducer.KafkaError, TimeoutError):
+                await future
+            assert future.done()
+            assert wait_until(lambda: fault.hits > 0)  # the record stays in delivery
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+    assert dups != []
+    assert dups[0] >= 0
+
+
+def test_an_await_without_a_free_descriptor_says_so(
+    producer: mpproducer.Producer, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_fd: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def main() -> None:
+        await producer.send(TOPIC, b"v")
+        with held(broker, 0.2):
+            future = producer.send(TOPIC, b"v")
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "dup", full)
+                with pytest.raises(OSError, match="Too many"):
+                    await future
+            assert (await future).offset == 1
 
     asyncio.run(asyncio.wait_for(main(), 30))
 

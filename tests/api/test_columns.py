@@ -193,8 +193,9 @@ def test_timestamps_in_each_unit(sent: Sent) -> None:
     whole = [time_ms // 1000 for time_ms in times]
     assert stored(pa.array(whole, pa.timestamp("s"))) == [second * 1000 for second in whole]
     assert stored(np.array(whole, "M8[s]")) == [second * 1000 for second in whole]
-    assert stored(pa.array([t * 1_000_000 + 999_999 for t in times[:3]], pa.timestamp("ns"))) == (
-        times[:3]
+    assert (
+        stored(pa.array([t * 1_000_000 + 999_999 for t in times[:3]], pa.timestamp("ns")))
+        == (times[:3])
     )
 
 
@@ -476,9 +477,9 @@ def test_columns_do_what_lists_do(sent: Sent) -> None:
     )
     @given(records_of, st.sampled_from(ARROW), st.integers(0, 60))
     def same(records: list[Any], kind: Any, cut: int) -> None:
-        values, keys, partitions, times = (list(part) for part in zip(*records, strict=True)) if (
-            records
-        ) else ([], [], [], [])
+        values, keys, partitions, times = (
+            (list(part) for part in zip(*records, strict=True)) if (records) else ([], [], [], [])
+        )
         whole = pa.array([b"ahead", *values], kind)
         column = pa.chunked_array([whole.slice(1, cut), whole.slice(1 + min(cut, len(values)))])
         given: dict[str, Any] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import copy
 import gc
 import os
 import pickle
@@ -373,6 +374,58 @@ async def _await(future: Any) -> Any:
 
 
 # --- conversions, forks
+
+
+def test_a_signal_handler_that_adds_a_callback_while_one_is_added_waits_for_nobody(
+    producer: mpproducer.Producer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The handler runs where the watcher's thread is being started, under its lock."""
+    told: list[str] = []
+    threads: list[str] = []
+
+    def on_signal(_number: int, _frame: object) -> None:
+        producer.send(TOPIC, b"v").add_done_callback(lambda _f: told.append("handler"))
+
+    class Interrupted(threading.Thread):
+        def start(self) -> None:
+            threads.append(self.name)
+            os.kill(os.getpid(), signal.SIGUSR1)
+            super().start()
+
+    producer.send(TOPIC, b"v").result(20)
+    before = signal.signal(signal.SIGUSR1, on_signal)
+    try:
+        monkeypatch.setattr(threading, "Thread", Interrupted)
+        producer.send(TOPIC, b"v").add_done_callback(lambda _f: told.append("program"))
+        assert wait_until(lambda: len(told) == 2)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert sorted(told) == ["handler", "program"]
+    assert threads == ["mpproducer-callbacks"]
+
+
+def test_metadata_is_a_named_tuple_in_all_it_does(producer: mpproducer.Producer) -> None:
+    found = producer.send(TOPIC, b"v", timestamp_ms=7).result(20)
+    assert isinstance(found, mpproducer.RecordMetadata)
+    topic, partition, offset, timestamp_ms = found
+    assert found == (TOPIC, partition, offset, 7) == (topic, 0, found.offset, timestamp_ms)
+    named = {"topic": TOPIC, "partition": 0, "offset": offset, "timestamp_ms": 7}
+    assert found._asdict() == named
+    assert mpproducer.RecordMetadata(**named) == found  # type: ignore[arg-type]
+    assert found._fields == tuple(named)
+    changed = found._replace(offset=9)
+    assert (changed.offset, type(changed)) == (9, mpproducer.RecordMetadata)
+    assert type(changed)._make(found) == found
+    assert (
+        repr(changed) == f"RecordMetadata(topic={TOPIC!r}, partition=0, offset=9, timestamp_ms=7)"
+    )
+    for again in (pickle.loads(pickle.dumps(found)), copy.copy(found), copy.deepcopy(found)):
+        assert (again, type(again)) == (found, mpproducer.RecordMetadata)
+    match found:
+        case mpproducer.RecordMetadata(_, _, place, _):
+            assert place == offset
+    with pytest.raises(AttributeError):
+        found.offset = 1  # type: ignore[misc]
 
 
 def test_as_concurrent_gives_a_real_future(producer: mpproducer.Producer) -> None:

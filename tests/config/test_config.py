@@ -120,6 +120,10 @@ def test_a_refused_key_with_the_value_that_asks_for_nothing_is_taken() -> None:
         ("runtime_dir", "relative", "an absolute path"),
         ("client_id", "", "printable text"),
         ("client_id", "a\nb", "printable text"),
+        ("client_id", "ü" * 128, "1 to 255 bytes"),
+        ("client_id", "x" * 32_768, "1 to 255 bytes"),  # an int16 counts it on the wire
+        ("linger_ms", "9" * 5_000, "whole number"),
+        ("linger_ms", "1_0", "whole number"),
         ("bootstrap_servers", "", "at least one"),
         ("bootstrap_servers", 9092, "expected text such as"),
         ("bootstrap_servers", "k1:port", "from 1 to 65535"),
@@ -212,12 +216,23 @@ def test_a_configuration_survives_the_wire_and_pickling() -> None:
             Config.from_wire(wire)
 
 
+def test_a_configuration_never_changes() -> None:
+    found = config(linger_ms=9)
+    with pytest.raises(AttributeError, match="never changes: linger_ms"):
+        found.linger_ms = 10
+    assert found.linger_ms == 9
+    assert {found: 1}[config(linger_ms=9)] == 1
+    assert found != config(linger_ms=10)
+    assert found != 9
+
+
 def test_who_shares_a_sender() -> None:
     base = config(bootstrap_servers="k1:9092,k2:9092")
     for name in ("max_block_ms", "close_timeout_ms", "sender_start_timeout_ms"):
         assert KEYS[name].worker_only
-        assert base.sender_key() == config(
-            bootstrap_servers="k2:9092,k1:9092", **{name: 1234}
-        ).sender_key()
+        assert (
+            base.sender_key()
+            == config(bootstrap_servers="k2:9092,k1:9092", **{name: 1234}).sender_key()
+        )
     for values in ({"linger_ms": 6}, {"client_id": "other"}, {"bootstrap_servers": "k1:9092"}):
         assert base.sender_key() != config(**values).sender_key()

@@ -138,7 +138,7 @@ def test_a_callback_that_sends_from_within_a_wait_for_memory_waits_its_turn(
     waiting: list[native.DeliveryFuture] = []
     sent_inside: list[native.DeliveryFuture] = []
     first = host.send(Record(MOST))
-    with completions._no_watcher(host.attachment):
+    with completions.no_watcher(host.attachment):
         first.add_done_callback(lambda _future: sent_inside.append(host.send(Record(MORE))))
     thread = threading.Thread(target=lambda: waiting.append(host.send(Record(MORE))))
     thread.start()

@@ -166,7 +166,7 @@ def test_a_folder_left_by_a_killed_host_is_taken_over(broker: Broker, runtime_di
             sender.send_signal(signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
-    stale = {path.name for path in producer._place.folder.iterdir()}
+    stale = {path.name for path in Path(producer._place.folder).iterdir()}
     assert "socket" in stale
     with producer:
         assert producer.send(TOPIC, b"2").result(20).offset == 1

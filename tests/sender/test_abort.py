@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from mpproducer.errors import Reason
+from mpproducer.reason import Reason
 from mpproducer.sender import actions as a
 from mpproducer.sender.abort import tell_everybody
 from mpproducer.sender.partition import Partition

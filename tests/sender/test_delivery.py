@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mpproducer.errors import Reason
+from mpproducer.reason import Reason
 from mpproducer.sender import actions as a
 from mpproducer.sender import error_table
 from mpproducer.sender.batch import ProducerBatch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mpproducer.errors import Reason
+from mpproducer.reason import Reason
 from mpproducer.sender import actions as a
 from mpproducer.sender.batch import FREE, LENT, ProducerBatch
 from tests.sender.harness import Harness

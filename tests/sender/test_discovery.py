@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mpproducer.errors import Reason
+from mpproducer.reason import Reason
 from mpproducer.sender import actions as a
 from mpproducer.sender import error_table
 from mpproducer.sender.actions import Resolve

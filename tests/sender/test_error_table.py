@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mpproducer.errors import Reason
+from mpproducer.reason import Reason
 from mpproducer.sender import error_table
 from mpproducer.sender.error_table import Step
 

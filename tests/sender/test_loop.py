@@ -14,7 +14,7 @@ import pytest
 
 from mpproducer._core import native
 from mpproducer.config import Config
-from mpproducer.errors import Reason
+from mpproducer.reason import Reason
 from mpproducer.sender import actions as a
 from mpproducer.sender import workers as workers_module
 from mpproducer.sender.batch import ProducerBatch

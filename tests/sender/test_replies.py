@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mpproducer.errors import Reason
+from mpproducer.reason import Reason
 from mpproducer.sender.actions import Kind, Outcome
 from mpproducer.sender.replies import record_outcomes
 from mpproducer.shm import frames

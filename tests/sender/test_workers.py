@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from mpproducer.errors import Reason
+from mpproducer.reason import Reason
 from mpproducer.sender import actions as a
 from mpproducer.sender import workers as workers_module
 from mpproducer.sender.batch import ProducerBatch

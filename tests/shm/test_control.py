@@ -41,12 +41,12 @@ def test_messages_are_the_same_whole_and_byte_by_byte() -> None:
     [
         (b"\xff\xff\xff\xff", "claims 4294967295 bytes"),
         (b"\x01\x00\x10\x00", "claims 1048577 bytes"),
-        (b"\x02\x00\x00\x00[]", "not an object with a type"),
-        (b"\x02\x00\x00\x00{}", "not an object with a type"),
-        (b'\x0a\x00\x00\x00{"type":1}', "not an object with a type"),
-        (b"\x04\x00\x00\x00nope", "not JSON"),
-        (b"\x02\x00\x00\x00\xff\xfe", "not JSON"),
-        (b"\x00\x00\x00\x00", "not JSON"),
+        (b"\x03\x00\x00\x00l0:", "not a dict with a type"),
+        (b"\x03\x00\x00\x00d0:", "not a dict with a type"),
+        (b"\x0d\x00\x00\x00d1:s4:typei1:", "not a dict with a type"),
+        (b"\x04\x00\x00\x00nope", "makes no sense"),
+        (b"\x02\x00\x00\x00\xff\xfe", "makes no sense"),
+        (b"\x00\x00\x00\x00", "makes no sense"),
     ],
 )
 def test_M2_what_is_no_message_is_refused_before_anything_is_allocated(
@@ -57,7 +57,7 @@ def test_M2_what_is_no_message_is_refused_before_anything_is_allocated(
 
 
 def test_M2_deep_nesting_is_no_recursion() -> None:
-    body = b"[" * 100_000
+    body = b"l1:" * 100_000
     with pytest.raises(control.ControlError):
         control.Decoder().feed(len(body).to_bytes(4, "little") + body)
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import pytest
 
-from mpproducer.errors import Reason
+from mpproducer.reason import Reason
 from mpproducer.sender import actions, error_table, inflight, nodes
 from mpproducer.sender.batch import FREE, NO_SEQUENCE
 from mpproducer.sender.delivery import Delivery

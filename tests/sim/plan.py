@@ -186,4 +186,4 @@ def _config(rng: random.Random, batch_size: int, *, mute: bool) -> Config:
         values["retries"] = _pick(rng, 1, 3)
     config = Config.from_user(None, values)
     request = _pick(rng, batch_size, 3 * batch_size, 1 << 20)
-    return dataclasses.replace(config, batch_size=batch_size, max_request_size=request)
+    return Config(vars(config) | {"batch_size": batch_size, "max_request_size": request})

@@ -137,7 +137,7 @@ def test_a_link_that_another_thread_detaches_before_it_is_used_is_replaced(
     link = attach.find(producer._place)
     assert link is not None
     assert link is not detached[0]
-    assert list(link.handles) == [producer]
+    assert [handle() for handle in link.handles] == [producer]
 
 
 def test_a_worker_whose_completions_are_damaged_attaches_anew_and_leaves_its_old_place(

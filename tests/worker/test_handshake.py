@@ -95,7 +95,7 @@ def test_M6_nonsense_on_the_control_socket_is_dropped_and_disturbs_nobody(
     ]
     for data in nonsense:
         with socket.socket(socket.AF_UNIX) as sock:
-            sock.connect(str(producer._place.socket))
+            sock.connect(producer._place.socket)
             sock.sendall(data)
             sock.shutdown(socket.SHUT_WR)
             sock.settimeout(10)
@@ -103,7 +103,7 @@ def test_M6_nonsense_on_the_control_socket_is_dropped_and_disturbs_nobody(
                 pass
         assert producer.send(TOPIC, b"v").exception(20) is None
     with socket.socket(socket.AF_UNIX) as sock:
-        sock.connect(str(producer._place.socket))
+        sock.connect(producer._place.socket)
         sock.setblocking(False)
         control.send_with_fds(sock, hello | {"version": "9"}, [], deadline_ns)
         answer, fds = control.recv_with_fds(sock, deadline_ns)

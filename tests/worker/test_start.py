@@ -115,7 +115,8 @@ def test_the_sender_sheds_environment_signals_limits_folder_and_session(
         assert sender.ppid() != process.pid  # nobody's child
         assert psutil.Process(process.pid).children() == []
         assert bits(pid, "SigBlk") == set()
-        assert bits(pid, "SigIgn") == {int(number) for number in STATUS.values()}
+        # glibc's posix_spawn ignores 32 and 33, which are its own, until it needs them.
+        assert bits(pid, "SigIgn") - {32, 33} == {int(number) for number in STATUS.values()}
         assert signal.SIGTERM in bits(pid, "SigCgt")
         limits = Path(f"/proc/{pid}/limits").read_text()
         files = next(line for line in limits.splitlines() if line.startswith("Max open files"))
