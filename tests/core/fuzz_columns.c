@@ -141,7 +141,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
             .length = odd == 2 ? -1 - (int64_t)length : length,
             .offset = odd == 3 ? -1 : (int64_t)offset,
             .null_count = odd == 4 ? -1 : odd == 5 ? 0 : 1,
-            .n_buffers = odd == 6 ? (int64_t)(chunk % 6) % (usual + 1) : usual,
+            .n_buffers = odd == 6 ? (int64_t)chunk % (views ? 3 : usual + 1) : usual,
             .buffers = buffers, .release = release_array};
         if (odd == 7) buffers[1] = NULL;
         if (odd == 8) buffers[0] = NULL;
