@@ -2,14 +2,19 @@
  * drain, quarantine, release, reap. One partition, one record per slot: record 0 of a batch lies in
  * its head, record r in the r-th slot behind it. A worker may die before every shared write.
  *
+ * A record here stands for a run of them: mp_append_run writes as many records as fit past the
+ * committed end and commits them with one CAS, so that they are in the batch together or not at all,
+ * as one is. Where a run needs several extensions, they are claimed, linked, counted, given back and
+ * reaped each as the one here.
+ *
  * What is checked, in every interleaving:
  *   - a drained record is whole, and is what its writer committed; nobody writes to it meanwhile
  *   - the records of a worker come out in order, each once; all that were committed come out
  *   - no slot is freed while somebody may write to it, none is freed twice, none is lost at the end
  *
- * Left out: generations (they only make a CAS fail more often), the compress word, several
- * partitions, memory grants (grant.pml), the wake word (wake.pml); one step is sequentially
- * consistent, memory order is argued in layout.h.
+ * Left out: generations (they only make a CAS fail more often), the compress word (compress.pml),
+ * several partitions, memory grants (grant.pml), the wake word (wake.pml); one step is sequentially
+ * consistent, memory order is tso.pml's matter and docs/MEMORY.md's.
  *
  * Each MUTANT breaks one rule and must fail:
  *   1 R2  a batch is freed although its word shows an owner that lives

@@ -7,9 +7,9 @@
  * Buffers keep their order (TSO: x86), or with PSO=1 only the order of stores to the same word.
  *
  *   worker 1   payload; count (T2); dirty[]; wake?        appends and announces
- *              slot free (T9); waiting[]?; wake?          gives memory back
+ *              free[] (T9); waiting[]?; wake?             gives memory back
  *   worker 2   waiting[]; wake?                           waits for memory
- *   sender     wake; dirty[]?; waiting[]?; slot?          goes to sleep
+ *   sender     wake; dirty[]?; waiting[]?; free[]?        goes to sleep
  *
  * What is checked, in every interleaving and with every delay of every buffer:
  *   - the sender never sleeps for ever over a record or over a waiter that a free slot would serve
@@ -19,7 +19,7 @@
  *   1  the dirty bit
  *   2  the sleep word
  *   3  the waiting bit
- *   4  the slot that is given back
+ *   4  the bit of the slot that is given back
  *   5  PSO: the count (on x86 this one is right: TSO keeps the order of stores)
  */
 #ifndef PSO

@@ -460,10 +460,11 @@ SELDOM static enum turn append_new(struct mp_writer *writer, uint32_t partition,
     struct mp_slot *header = &region->slot[slot];
     uint32_t tail = slot, first = MP_NONE;
     atomic_store_explicit(&header->batch_id, id, RELAXED);
+    /* After the id: whoever takes BUSY by an old generation must find this one beside it. */
     atomic_store_explicit(&header->compress,
                           mp_compress_word(MP_C_NONE, mp_gen(atomic_load_explicit(&header->word,
                                                                                   RELAXED))),
-                          RELAXED);
+                          RELEASE);
     atomic_store_explicit(&header->prev, open ? mp_open_slot(open) : MP_NONE, RELAXED);
     atomic_store_explicit(&header->base_timestamp, record->timestamp_ms, RELAXED);
     atomic_store_explicit(&header->max_timestamp, record->timestamp_ms, RELAXED);

@@ -30,9 +30,16 @@
  *  waiter.state    worker, sender (CAS)            both, futex     acq_rel          itself
  *  free[]          who frees a slot (or), claimer  claimer         seq_cst          T8, T9, waiting[]
  *                   (and), a hint                                                   (Dekker)
+ *  waiter.units,   its owner; first: the sender    the other       relaxed          waiter.state
+ *   ticket, first
+ *  ticket          worker (add)                    worker          relaxed          -
  *  cursor          any claimer, a hint             claimer         relaxed          -
  *  sticky[t]       worker, sender (CAS), a hint    worker          relaxed          -
  *  ctl.topic_*     sender                          worker, futex   release/acquire  topic_version
+ *  topic.lock      sender (+1, +1), its text       worker          release/acquire  itself (seqlock)
+ *  ctl header      sender, before it sends the fd  worker          plain            the socket
+ *  ctl.closed,     sender                          worker          relaxed          -
+ *   available[], counters[]
  *
  * Rules that keep it sound:
  *  R1  the sender seals an empty batch only when its owner is dead, a worker only after the word
@@ -220,7 +227,7 @@ struct mp_topic {
     uint32_t extents;
     uint32_t pad;
     struct mp_extent extent[MP_EXTENTS];
-    char message[MP_TOPIC_MESSAGE];
+    mp_a64 message[MP_TOPIC_MESSAGE / 8];
 };
 _Static_assert(sizeof(struct mp_topic) == 512, "topic entry size is part of the layout");
 

@@ -246,8 +246,9 @@ int mp_owner_reusable(const struct mp_sender *sender, uint32_t owner) {
     return 1;
 }
 
-/* The waiting owner with the lowest ticket, or 0. Refreshes what sleep_begin compares with. */
-static uint32_t first_waiter(struct mp_sender *sender, uint32_t *count) {
+/* The waiting owner with the lowest ticket, or 0. Refreshes what sleep_begin compares with. The
+ * ticket goes with the acquired state: read once more it might be the next wait's, without units. */
+static uint32_t first_waiter(struct mp_sender *sender, uint64_t *first, uint32_t *count) {
     struct mp_pool *pool = sender->region.pool;
     uint64_t best = UINT64_MAX;
     uint32_t found = 0;
@@ -268,23 +269,28 @@ static uint32_t first_waiter(struct mp_sender *sender, uint32_t *count) {
             }
         }
     }
+    *first = best;
     return found;
 }
 
+/* The chain lies in shared memory: what a broken worker made of it ends here, and what it cut off
+ * is freed with that worker. */
 static void drop_partial(struct mp_sender *sender) {
-    while (sender->partial_first != MP_NONE) {
-        const uint32_t slot = sender->partial_first;
-        sender->partial_first =
-            atomic_load_explicit(&sender->region.slot[slot].next, RELAXED);
+    uint32_t slot = sender->partial_first;
+    for (uint32_t i = 0; i < sender->partial_units && slot < sender->region.slots; i++) {
+        const uint32_t next = atomic_load_explicit(&sender->region.slot[slot].next, RELAXED);
         mp_unclaim(&sender->region, slot, sender->partial_owner);
+        slot = next;
     }
     sender->partial_owner = 0;
+    sender->partial_first = MP_NONE;
     sender->partial_units = 0;
 }
 
 uint32_t mp_waiters(struct mp_sender *sender) {
+    uint64_t ticket;
     uint32_t count;
-    first_waiter(sender, &count);
+    first_waiter(sender, &ticket, &count);
     if (count == 0) drop_partial(sender); /* whoever it was put by for has given up */
     return count;
 }
@@ -292,14 +298,14 @@ uint32_t mp_waiters(struct mp_sender *sender) {
 uint32_t mp_grant(struct mp_sender *sender) {
     struct mp_region *region = &sender->region;
     uint32_t served = 0, count;
+    uint64_t ticket;
     for (;;) {
-        const uint32_t owner = first_waiter(sender, &count);
+        const uint32_t owner = first_waiter(sender, &ticket, &count);
         if (!owner) {
             drop_partial(sender);
             return served;
         }
         struct mp_waiter *waiter = &region->pool->waiters[owner];
-        const uint64_t ticket = atomic_load_explicit(&waiter->ticket, RELAXED);
         uint32_t units = atomic_load_explicit(&waiter->units, RELAXED);
         if (units < 1 || units > region->slots) units = 1;
         if (sender->partial_owner != owner || sender->partial_ticket != ticket) {
@@ -431,11 +437,17 @@ void mp_topic_fail(struct mp_sender *sender, uint32_t topic, uint32_t code, cons
     struct mp_topic *entry = &sender->region.topics[topic];
     if (atomic_load_explicit(&entry->state, RELAXED) == MP_T_READY) return;
     if (length >= MP_TOPIC_MESSAGE) length = MP_TOPIC_MESSAGE - 1;
-    atomic_fetch_add_explicit(&entry->lock, 1, ACQ_REL);
-    memcpy(entry->message, message, length);
-    entry->message[length] = '\0';
-    atomic_store_explicit(&entry->error_code, code, RELAXED);
-    atomic_store_explicit(&entry->state, MP_T_ERROR, RELAXED);
+    char text[MP_TOPIC_MESSAGE] = {0};
+    memcpy(text, message, length);
+    atomic_fetch_add_explicit(&entry->lock, 1, RELAXED);
+    /* Each store is a release: who reads one of them sees the odd lock afterwards. */
+    for (uint32_t i = 0; i < MP_TOPIC_MESSAGE / 8; i++) {
+        uint64_t word;
+        memcpy(&word, text + i * 8, 8);
+        atomic_store_explicit(&entry->message[i], word, RELEASE);
+    }
+    atomic_store_explicit(&entry->error_code, code, RELEASE);
+    atomic_store_explicit(&entry->state, MP_T_ERROR, RELEASE);
     atomic_fetch_add_explicit(&entry->lock, 1, RELEASE);
 }
 

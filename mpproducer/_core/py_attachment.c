@@ -615,9 +615,8 @@ static int attachment_init(Attachment *a, PyObject *args, PyObject *kwargs) {
         return -1;
     }
     a->mapped = 1; /* dealloc unmaps from here on */
-    if (a->writer.region.ctl->magic != MP_MAGIC ||
-        a->writer.region.ctl->layout_hash != mp_layout_hash()) {
-        PyErr_SetString(PyExc_ValueError, "the segments have another layout than this process");
+    if ((failed = mp_region_check(&a->writer.region))) {
+        PyErr_SetString(PyExc_ValueError, failed);
         return -1;
     }
     a->by_slot = PyMem_Calloc(slots, sizeof *a->by_slot);
@@ -723,9 +722,12 @@ static PyObject *method_topic(Attachment *a, PyObject *name) {
     do { /* seqlock; bounded, because the sender may have been killed inside it */
         before = atomic_load_explicit(&topic->lock, memory_order_acquire);
         state = atomic_load_explicit(&topic->state, memory_order_acquire);
-        code = atomic_load_explicit(&topic->error_code, memory_order_relaxed);
-        memcpy(message, topic->message, sizeof message);
-        atomic_thread_fence(memory_order_acquire);
+        code = atomic_load_explicit(&topic->error_code, memory_order_acquire);
+        for (uint32_t i = 0; i < MP_TOPIC_MESSAGE / 8; i++) {
+            const uint64_t word =
+                atomic_load_explicit(&topic->message[i], memory_order_acquire);
+            memcpy(message + i * 8, &word, 8);
+        }
         after = atomic_load_explicit(&topic->lock, memory_order_relaxed);
     } while ((before != after || before & 1) && ++tries < 10000);
     message[sizeof message - 1] = '\0';

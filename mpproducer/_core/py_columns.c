@@ -281,8 +281,15 @@ static int take_array(struct column *c, const struct ArrowArray *array, Py_ssize
         piece->buffer_bytes = array->buffers[array->n_buffers - 1];
     } else if (buffers == 3) {
         piece->data = array->buffers[2];
+        /* The interface tells no size: the last offset does, and one in a null's place may lie. */
+        const int64_t end = array->offset + array->length;
+        if (piece->rows)
+            piece->data_bytes = c->form == FORM_LARGE ? ((const int64_t *)piece->rows)[end]
+                                                      : ((const int32_t *)piece->rows)[end];
     }
-    if (piece->rows || (c->form == FORM_ROWS && width == 0)) return 0;
+    if (!piece->rows && c->form == FORM_ROWS && width == 0)
+        piece->rows = (const uint8_t *)""; /* items of no bytes need no buffer */
+    if (piece->rows) return 0;
     PyErr_Format(PyExc_ValueError, "%s: the Arrow array is malformed: a buffer is missing", c->what);
     return -1;
 }

@@ -81,6 +81,23 @@ const char *mp_region_map(struct mp_region *region, int ctl_fd, int pool_fd, uin
     return NULL;
 }
 
+const char *mp_region_check(const struct mp_region *region) {
+    const struct mp_ctl *ctl = region->ctl;
+    if (ctl->magic != MP_MAGIC || ctl->layout_hash != mp_layout_hash() ||
+        ctl->version != MP_LAYOUT_VERSION)
+        return "the segments have another layout than this process";
+    if (ctl->slots != region->slots || ctl->max_partitions != region->max_partitions ||
+        ctl->max_topics != region->max_topics)
+        return "the segments have another geometry than the sender said";
+    if (ctl->slots == 0 || ctl->slots > MP_MAX_SLOTS || ctl->max_partitions == 0 ||
+        ctl->max_partitions > 1u << 20 || ctl->batch_size == 0 || ctl->batch_size > MP_MAX_BYTES ||
+        ctl->max_request_size == 0 || ctl->max_request_size > MP_MAX_BYTES)
+        return "the segments' geometry is out of range";
+    if (atomic_load_explicit(&ctl->topic_count, memory_order_acquire) > ctl->max_topics)
+        return "the topic directory is longer than its segment";
+    return NULL;
+}
+
 void mp_region_unmap(struct mp_region *region) {
     if (region->ctl) munmap(region->ctl, region->ctl_bytes);
     if (region->pool) munmap(region->pool, region->pool_bytes);
@@ -114,6 +131,7 @@ uint32_t mp_claim(struct mp_region *region, uint32_t owner, int extension) {
         uint64_t set = atomic_load_explicit(&region->free[i], memory_order_seq_cst);
         for (; set; set &= set - 1) {
             const uint32_t slot = i * 64 + (uint32_t)__builtin_ctzll(set);
+            if (slot >= region->slots) break; /* nobody's: a broken worker set it */
             if (!take(region, slot, bits)) continue;
             MP_STEP(2);
             if (extension)

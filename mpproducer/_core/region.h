@@ -28,6 +28,10 @@ const char *mp_region_map(struct mp_region *region, int ctl_fd, int pool_fd, uin
                           uint32_t max_partitions, uint32_t max_topics, int writable_ctl);
 void mp_region_unmap(struct mp_region *region);
 
+/* What a worker asks of a segment before it trusts it: NULL, or a static text that says what is
+ * wrong. The sender has checked what it wrote; this is about another version, or another file. */
+const char *mp_region_check(const struct mp_region *region);
+
 /* Claims a FREE slot for `owner` (T1): a head with no records, or an unplaced extension.
  * Returns the slot or MP_NONE when the pool is exhausted. */
 uint32_t mp_claim(struct mp_region *region, uint32_t owner, int extension);

@@ -185,3 +185,26 @@ def test_of_a_topics_error_that_is_half_written_nothing_is_told() -> None:
     attachment.close()
     os.close(writer)
     pool.close()
+
+
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [((3, 2, 1), "geometry"), ((4, 1, 1), "geometry"), ((0, 0, 0), "geometry"), (None, "layout")],
+)
+def test_segments_that_are_not_what_was_told_are_refused(
+    told: tuple[int, int, int] | None, why: str
+) -> None:
+    made = (4, 2, 1)
+    fds = [os.memfd_create("ctl"), os.memfd_create("pool"), os.eventfd(0), *os.pipe()]
+    try:
+        for fd, size in zip(fds, native.segment_sizes(*made), strict=False):
+            os.ftruncate(fd, size)
+        if told is not None:
+            native.Pool(
+                *fds[:2], *made, batch_size=9000, max_request_size=9000, linger_us=0, generation=1
+            ).close()
+        with pytest.raises(ValueError, match=why):
+            native.Attachment(*fds[:4], 1, *(told or made))
+    finally:
+        for fd in fds:
+            os.close(fd)
