@@ -65,7 +65,7 @@ pytestmark = pytest.mark.skipif(
 
 def build(folder: Path, mutant: str | None = None) -> Path:
     files = []
-    for name in ("append.c", "pool.c", "region.c", "walk.c"):
+    for name in ("append.c", "crc.c", "pool.c", "region.c", "walk.c"):
         text = (CORE / name).read_text()
         if mutant is not None and MUTANTS[mutant][1] == name:
             for before, after in [MUTANTS[mutant][2:], *([ALSO[mutant]] if mutant in ALSO else [])]:
