@@ -21,7 +21,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol
@@ -29,14 +29,16 @@ from typing import Any, Final, Protocol
 import mpproducer
 from mpproducer.cli import sender as sender_cli
 from mpproducer.testing import Broker, BrokerProcess
+from tests.checker import footprint
 from tests.checker.check import Report, check
+from tests.checker.footprint import Footprint
 from tests.checker.journal import Journal
-from tests.checker.log import BrokerLog, ConfluentLog, Log
+from tests.checker.log import BrokerLog, ConfluentLog, Extent, Log
 from tests.checker.rules import Stall, Terms
 from tests.checker.writer import Writer
 from tests.conftest import wait_until
 
-CAPACITY: Final = 1 << 18
+CAPACITY: Final = 1 << 20
 MOVES_S: Final = 20.0
 FINISH_S: Final = 60.0
 REST: Final = ("batches-incomplete", "batches-unreleased", "batches-quarantined")
@@ -58,9 +60,9 @@ class Worker:
 
     writer: Writer
 
-    def __init__(self, run: Scenario, job: Job, topic: str, callbacks: bool) -> None:
+    def __init__(self, run: Scenario, job: Job, topic: str, callbacks: bool, capacity: int) -> None:
         self.run = run
-        self.journal = run.journal(topic)
+        self.journal = run.journal(topic, capacity)
         self.status: int | None = None
         self.pid = os.fork()
         if self.pid == 0:
@@ -76,7 +78,7 @@ class Worker:
                 self.run.producer, self.journal, partitions=count, callbacks=callbacks
             )
             job(self)
-            code = 1 if self.writer.finish(FINISH_S) else 0
+            code = 1 if self.writer.finish(self.run.finish_s) else 0
         except BaseException:  # noqa: BLE001 - told by the exit status
             traceback.print_exc()
         finally:
@@ -88,21 +90,27 @@ class Worker:
         aim = self.journal.returns + records
         return wait_until(lambda: self.journal.returns >= aim, seconds)
 
-    def kill(self, number: int = signal.SIGKILL) -> None:
-        """Kill it, and wait until it is dead."""
+    def send_signal(self, number: int) -> None:
+        """Send it a signal."""
         os.kill(self.pid, number)
-        assert self.join() == -number
-        self.run.hit(f"{signal.Signals(number).name} worker")
+
+    def kill(self, number: int = signal.SIGKILL, *, perhaps: bool = False) -> None:
+        """Kill it, and wait until it is dead. `perhaps`: it may have ended before."""
+        self.send_signal(number)
+        killed = self.join() == -number
+        assert killed or perhaps, f"worker {self.pid} had ended with {self.status}"
+        self.run.hit(f"{signal.Signals(number).name} worker", killed)
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
         """It does not run meanwhile."""
-        os.kill(self.pid, signal.SIGSTOP)
+        self.send_signal(signal.SIGSTOP)
         began = time.monotonic_ns()
         try:
             yield
         finally:
-            os.kill(self.pid, signal.SIGCONT)
+            if self.status is None:
+                self.send_signal(signal.SIGCONT)
             self.run.stalled(began, self.pid)
             self.run.hit("SIGSTOP worker")
 
@@ -125,7 +133,8 @@ class Scenario:
     """One run against a broker in memory, or against a cluster by its bootstrap servers.
 
     `producer` is this process's: it stays attached, and so keeps the sender and its counters.
-    `writer` is a stream of this process. Further keywords are configuration of the producer.
+    `writer` is a stream of this process. With `attach=False` only the workers attach, and the
+    sender ends after them. Further keywords are configuration of the producer.
     """
 
     producer: mpproducer.Producer
@@ -137,23 +146,31 @@ class Scenario:
         folder: Path,
         seed: int,
         *,
-        topic: str = "events",
+        topic: str = "",
         partitions: int = 3,
         replication: int = 1,
+        attach: bool = True,
         **config: Any,
     ) -> None:
         self.broker = broker
         self.folder = folder
         self.rng = random.Random(seed)
         self.id = self.rng.getrandbits(64)
-        self.topic = topic
+        self.topic = topic or f"events-{self.id:x}"
         self.partitions = partitions
+        self.finish_s = FINISH_S
+        self.attach = attach
         self.topics: list[str] = []
         self.journals: list[Journal] = []
         self.all: list[Worker] = []
         self.hits: Counter[str] = Counter()
         self.stalls: list[Stall] = []
         self._scripted: list[Hits] = []
+        self.sender_died = False
+        """Whether counters of a dead sender are lost (K11)."""
+        self._before: Footprint | None = None
+        self._counters: dict[str, int] | None = None
+        self._prints: dict[str, tuple[Footprint, Sequence[Footprint]]] = {}
         self._replication = replication
         defaults = {"linger_ms": 2, "sender_idle_ms": 0, "max_block_ms": 20_000}
         self._config = defaults | config
@@ -162,8 +179,9 @@ class Scenario:
         servers = self.broker if isinstance(self.broker, str) else self.broker.bootstrap_servers
         self.create_topic(self.topic, self.partitions)
         self.producer = mpproducer.Producer(self._config, bootstrap_servers=servers)
-        self.producer.attach(20)
-        self.writer = self.stream()
+        if self.attach:
+            self.producer.attach(20)
+            self.writer = self.stream(callbacks=True)  # its outcomes are noted when they come
         return self
 
     def __exit__(
@@ -210,9 +228,15 @@ class Scenario:
         count = self.partitions if journal.topic == self.topic else 0
         return Writer(self.producer, journal, partitions=count, callbacks=callbacks)
 
-    def worker(self, job: Job | None = None, topic: str = "", callbacks: bool = False) -> Worker:
+    def worker(
+        self,
+        job: Job | None = None,
+        topic: str = "",
+        callbacks: bool = False,
+        capacity: int = CAPACITY,
+    ) -> Worker:
         """A worker process; by default it sends until it is asked to end."""
-        worker = Worker(self, job or steady(), topic, callbacks)
+        worker = Worker(self, job or steady(), topic, callbacks, capacity)
         self.all.append(worker)
         return worker
 
@@ -235,23 +259,36 @@ class Scenario:
         """From then until now a process did not run; 0: no broker could answer (K10)."""
         self.stalls.append(Stall(since_ns, time.monotonic_ns(), pid))
 
-    # --- the end
+    # --- the sender
+
+    def status(self) -> dict[str, Any]:
+        """What the sender says of itself."""
+        answer = sender_cli.ask(self.producer._place, "status")
+        assert answer is not None, "no sender answers"
+        return dict(answer)
 
     def counters(self) -> dict[str, int]:
-        """The sender's counters of this moment; those in shared memory are a moment old."""
-        answer = sender_cli.ask(self.producer._place, "status")
-        assert answer is not None
-        found: dict[str, int] = answer["counters"]
+        """Its counters of this moment; those in shared memory are a moment old."""
+        found: dict[str, int] = self.status()["counters"]
         return found
 
-    def finish(self, seconds: float = FINISH_S) -> None:
+    def baseline(self) -> None:
+        """Require that the sender holds no more at the end than it does now (K12)."""
+        self.settled()
+        self._before = footprint.take(self.status()["pid"])
+
+    # --- the end
+
+    def finish(self, seconds: float = 0.0) -> None:
         """Ask every worker to end, and wait until its outcomes are known."""
+        seconds = seconds or self.finish_s
         alive = [worker for worker in self.all if worker.status is None]
         for worker in alive:
             worker.journal.stop = True
         for worker in alive:
             assert worker.join(seconds) == 0, f"worker {worker.pid} ended with {worker.status}"
-        assert self.writer.finish(seconds) == 0
+        if self.attach:
+            assert self.writer.finish(seconds) == 0
 
     def settled(self, seconds: float = MOVES_S) -> dict[str, int]:
         """Wait until only this process is left, all is delivered, and all memory is back."""
@@ -276,10 +313,23 @@ class Scenario:
             return ConfluentLog(self.broker, self.topics)
         return BrokerLog(self.broker, self.topics)
 
-    def judge(self, log: Log | None = None, **terms: Any) -> Report:
-        """Finish, come to rest, and judge; terms as `Terms` has them."""
+    def rest(self) -> None:
+        """Let everybody finish, and wait until all has come to rest."""
         self.finish()
-        counters = self.settled()
+        if self.attach:
+            self.producer.attach(MOVES_S)  # its sender may have died
+            self._counters = self.settled()
+            if self._before is not None:
+                after = footprint.samples(self.status()["pid"])
+                self._prints["sender"] = (self._before, after)
+        else:
+            folder = self.producer._place.folder
+            assert wait_until(lambda: not folder.exists(), MOVES_S), "the sender does not end"
+
+    def verdict(
+        self, log: Log | None = None, earlier: Sequence[Extent] = (), **terms: Any
+    ) -> Report:
+        """Judge a run that is at rest; terms as `Terms` has them."""
         config = self.producer.config
         known: dict[str, Any] = {
             "idempotent": config.enable_idempotence,
@@ -290,12 +340,21 @@ class Scenario:
         }
         return check(
             self.id, self.journals, log or self.log(), Terms(**(known | terms)),
-            counters=None if terms.get("orphans_delivered") is False else counters,
+            counters=None if self.sender_died else self._counters, footprints=self._prints,
+            earlier=earlier,
         )  # fmt: skip
 
-    def check(self, log: Log | None = None, **terms: Any) -> Report:
-        """`judge`, and require that all is right."""
-        return self.judge(log, **terms).require()
+    def judge(self, log: Log | None = None, **terms: Any) -> Report:
+        """`rest` and `verdict`."""
+        self.rest()
+        return self.verdict(log, **terms)
+
+    def check(self, log: Log | None = None, *, delivered: bool = True, **terms: Any) -> Report:
+        """`judge`, and require that all is right; `delivered`: and that nothing had failed."""
+        report = self.judge(log, **terms).require()
+        failed = report.counts["not_written"] + report.counts["refused"]
+        assert not (delivered and failed), f"{failed} records were not written: {report.line()}"
+        return report
 
     def _happened(self) -> dict[str, int]:
         found = dict(self.hits)

@@ -8,8 +8,6 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from kafka.partitioner.default import murmur2
-
 import mpproducer
 from mpproducer.future import BatchFuture, DeliveryFuture
 from tests.checker.journal import Journal, Kind
@@ -21,6 +19,8 @@ _places: dict[tuple[int, int], int] = {}
 
 def java_partition(key: int, partitions: int) -> int:
     """Where Java's partitioner puts a key, by kafka-python's murmur2."""
+    from kafka.partitioner.default import murmur2
+
     place = (key, partitions)
     if place not in _places:
         _places[place] = int((murmur2(key_bytes(key)) & 0x7FFFFFFF) % partitions)
@@ -83,11 +83,11 @@ class Writer:
             journal.returned()
             raise
         journal.returned()
-        if self._callbacks:
-            future.add_done_callback(lambda done: self._tell(seq, done))
-        elif future.done() and isinstance(future.exception(0), mpproducer.NotWritten):
+        if future.done() and isinstance(future.exception(0), mpproducer.NotWritten):
             journal.tell(seq, Kind.REFUSED)
             return future
+        if self._callbacks:
+            future.add_done_callback(lambda done: self._tell(seq, done))
         self._pending.append((seq, future))
         return future
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,4 +15,5 @@ from tests.checker.scenario import Scenario
 @pytest.fixture
 def scenario(broker: Broker, tmp_path: Path, seed: int) -> Callable[..., Scenario]:
     """`Scenario` for the broker of the test: `with scenario(linger_ms=5) as run: ...`."""
-    return functools.partial(Scenario, broker, tmp_path, seed)
+    numbers = itertools.count()
+    return lambda **options: Scenario(broker, tmp_path, seed + next(numbers), **options)
