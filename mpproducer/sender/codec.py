@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-
 from mpproducer._core import native
 from mpproducer.sender import actions
 from mpproducer.wire import compression, framing, produce, record_batch

@@ -13,22 +13,31 @@ import pytest
 
 import mpproducer
 from mpproducer.testing import Broker
-from tests.conftest import senders, wait_until
+from tests.checker.check import check
+from tests.checker.journal import Journal
+from tests.checker.log import BrokerLog
+from tests.conftest import ROOT, senders, wait_until
 
 TOPIC = "events"
 
+RUN = 99
 SCRIPT = """
 import os, signal, sys, time, threading
+from pathlib import Path
 import mpproducer
+from tests.checker.journal import Journal
+from tests.checker.writer import Writer
 producer = mpproducer.Producer(bootstrap_servers=sys.argv[1], linger_ms=20, sender_idle_ms=0)
-futures = [producer.send("events", b"%d" % n) for n in range(100)]
+writer, child = (Writer(producer, Journal(Path(path))) for path in sys.argv[2:])
+for _ in range(100):
+    writer.send()
 print("sent", flush=True)
 """
 
 ENDS = {
     "normal": "",
-    "close": "producer.close()",
-    "flush": "producer.flush()",
+    "close": "writer.finish(30); producer.close()",
+    "flush": "writer.finish(30)",
     "exception": "raise ZeroDivisionError",
     "sys.exit": "sys.exit(3)",
     "os._exit": "os._exit(3)",
@@ -41,7 +50,8 @@ ENDS = {
 pid = os.fork()
 if pid == 0:
     time.sleep(0.3)
-    producer.send("events", b"child").result(30)
+    child.send().result(30)
+    child.finish(30)
     os._exit(0)
 os._exit(0)
 """,
@@ -54,7 +64,8 @@ os.kill(os.getpid(), signal.SIGKILL)
     "child of a thread": """
 def job():
     if os.fork() == 0:
-        producer.send("events", b"child").result(30)
+        child.send().result(30)
+        child.finish(30)
         os._exit(0)
     os.wait()
 thread = threading.Thread(target=job); thread.start(); thread.join()
@@ -91,14 +102,19 @@ def memfd_holders() -> set[int]:
 
 
 @pytest.mark.parametrize("how", ENDS)
-def test_P8_S12_however_the_last_worker_ends(broker: Broker, runtime_dir: Path, how: str) -> None:
+def test_P8_S12_however_the_last_worker_ends(
+    broker: Broker, runtime_dir: Path, tmp_path: Path, how: str
+) -> None:
     broker.create_topic(TOPIC)
     before = shm_entries()
+    journals = [Journal.create(tmp_path / f"{n}.journal", RUN, n, TOPIC, 100) for n in range(2)]
+    paths = [str(journal.path) for journal in journals]
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT + ENDS[how], broker.bootstrap_servers],
+        [sys.executable, "-c", SCRIPT + ENDS[how], broker.bootstrap_servers, *paths],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
+        cwd=ROOT,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "sent\n"
@@ -108,9 +124,11 @@ def test_P8_S12_however_the_last_worker_ends(broker: Broker, runtime_dir: Path, 
     assert shm_entries() <= before
     assert unix_sockets(runtime_dir) == []
     assert wait_until(lambda: broker.connections_now == 0, 5)
-    values = [record.value for record in broker.records(TOPIC)]
-    assert values[:100] == [b"%d" % n for n in range(100)]
-    assert values[100:] == ([b"child"] if how in ("child outlives", "child of a thread") else [])
+    report = check(RUN, journals, BrokerLog(broker, [TOPIC])).require()
+    also = how in ("child outlives", "child of a thread")
+    assert report.counts["in_log"] == report.counts["attempted"] == 100 + also
+    assert journals[0].finished == (how in ("close", "flush"))
+    assert journals[1].finished == also
 
 
 def test_P8_a_process_that_detaches_keeps_no_segment_no_thread_and_no_descriptor(
@@ -135,23 +153,28 @@ def test_P8_a_process_that_detaches_keeps_no_segment_no_thread_and_no_descriptor
 
 
 def test_S1_after_the_sender_was_killed_its_last_worker_cleans_up(
-    broker: Broker, runtime_dir: Path
+    broker: Broker, runtime_dir: Path, tmp_path: Path
 ) -> None:
     script = SCRIPT + (
-        "producer.flush()\n"
+        "assert writer.finish(30) == 0\n"
         "from mpproducer.worker import attach\n"
         "pid = next(iter(attach._table.links.values())).sender_pid\n"
         "os.kill(pid, signal.SIGKILL)\n"
         "while not producer._attachment.sender_dead:\n"
         "    producer._attachment.drain()\n"
     )
+    broker.create_topic(TOPIC)
+    journals = [Journal.create(tmp_path / f"{n}.journal", RUN, n, TOPIC, 100) for n in range(2)]
     subprocess.run(
-        [sys.executable, "-c", script, broker.bootstrap_servers],
+        [sys.executable, "-c", script, broker.bootstrap_servers, *(str(j.path) for j in journals)],
         check=True,
         timeout=30,
         stdout=subprocess.DEVNULL,
+        cwd=ROOT,
     )
     assert list(runtime_dir.iterdir()) == []
+    report = check(RUN, journals, BrokerLog(broker, [TOPIC])).require()
+    assert report.counts["acked"] == 100
 
 
 def test_a_folder_left_by_a_killed_host_is_taken_over(broker: Broker, runtime_dir: Path) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import threading
 import uuid
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,10 @@ import pytest
 
 import mpproducer
 from mpproducer._core.native import murmur2
+from tests.checker.log import KafkaPythonLog
+from tests.checker.scenario import Scenario, Worker
+from tests.checker.writer import Writer
+from tests.conftest import wait_until
 from tests.integration import support
 from tests.integration.support import Told
 
@@ -113,45 +116,45 @@ def test_a_multiprocessing_pool(kafka: str, method: str) -> None:
     producer.close()
 
 
-def test_threads_of_one_process(kafka: str) -> None:
-    topic = support.new_topic(kafka, partitions=6)
-    sent = shares(support.package_lines()[:8000])
-    told: dict[int, list[Told]] = {}
-    with mpproducer.Producer(bootstrap_servers=kafka) as producer:
-        threads = [
-            threading.Thread(
-                target=lambda worker=worker, lines=lines: told.setdefault(
-                    worker, support.publish(producer, topic, worker, lines)
-                )
-            )
-            for worker, lines in sent.items()
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(100)
-    support.check(support.read_back(kafka, topic, 6), sent, told, 6)
+def test_threads_of_one_process(kafka: str, tmp_path: Path, seed: int) -> None:
+    def job(writer: Writer) -> None:
+        for number in range(1500):
+            writer.send(key=number % 97, size=100 + number % 200)
+        writer.send_many(500)
+        assert writer.finish(60) == 0
+
+    with Scenario(kafka, tmp_path, seed, partitions=6) as run:
+        writers = [run.stream(callbacks=number == 0) for number in range(8)]
+        with ThreadPoolExecutor(len(writers)) as pool:
+            list(pool.map(job, writers, timeout=100))
+        assert run.check().counts["acked"] == 8 * 2000
 
 
 @pytest.mark.parametrize("codec", ["none", "gzip", "snappy", "lz4", "zstd"])
 @pytest.mark.parametrize("acks", ["all", 1])
-def test_codecs(kafka: str, codec: str, acks: object) -> None:
-    topic = support.new_topic(kafka, partitions=3)
-    sent = shares(support.package_lines()[:2000], 2)
-    config = {"compression.type": codec, "acks": acks, "enable.idempotence": acks == "all"}
-    with mpproducer.Producer(config, bootstrap_servers=kafka) as producer:
-        told = run_processes("fork", producer, topic, sent)
-    support.check(support.read_back(kafka, topic, 3), sent, told, 3)
+def test_codecs(kafka: str, codec: str, acks: object, tmp_path: Path, seed: int) -> None:
+    def job(worker: Worker) -> None:
+        for number in range(1000):
+            worker.writer.send(key=number % 97, size=100 + number % 200)
+        worker.writer.send_many(1000, size=300, keys=list(range(1000)))
+
+    config = {"compression_type": codec, "acks": acks, "enable_idempotence": acks == "all"}
+    with Scenario(kafka, tmp_path, seed, **config) as run:  # type: ignore[arg-type]
+        run.workers(2, job)
+        counts = run.check().counts
+        assert counts["read"] == counts["acked"] == 4000
+        if codec == "zstd":  # one of them by a second foreign client
+            assert run.check(KafkaPythonLog(kafka, run.topics)).counts == counts
 
 
-def test_acks_0_sends_and_tells_no_offset(kafka: str) -> None:
-    topic = support.new_topic(kafka, partitions=1)
-    with mpproducer.Producer(bootstrap_servers=kafka, acks=0, enable_idempotence=False) as producer:
-        futures = [producer.send(topic, b"%d" % number) for number in range(100)]
-        producer.flush()
+def test_acks_0_sends_and_tells_no_offset(kafka: str, tmp_path: Path, seed: int) -> None:
+    with Scenario(kafka, tmp_path, seed, acks=0, enable_idempotence=False) as run:
+        futures = [run.writer.send(number % 3) for number in range(300)]
+        run.producer.flush()
         assert {future.result(1).offset for future in futures} == {-1}
-    values = [record.value for record in support.read_back(kafka, topic, 1)]
-    assert values == [b"%d" % number for number in range(100)]
+        # Told when written: the broker may still be at it.
+        assert wait_until(lambda: sum(e.end - e.start for e in run.log().extents()) == 300)
+        assert run.check().counts["in_log"] == 300
 
 
 def test_a_topic_that_is_created_on_demand(kafka: str) -> None:
