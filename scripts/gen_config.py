@@ -47,9 +47,7 @@ def render() -> str:
         valid = str(key.parse)
         valid = "" if valid.startswith("<") else valid
         meaning = f"*worker* {key.doc}" if key.worker_only else key.doc
-        lines.append(
-            f"| `{name}` | {_default(name, key.default)} | {valid} | {meaning} |\n"
-        )
+        lines.append(f"| `{name}` | {_default(name, key.default)} | {valid} | {meaning} |\n")
     lines.append("\n## Refused keys\n\nKnown from other producers, and an error here unless the")
     lines.append(" value is the harmless one.\n\n| key | why |\n|---|---|\n")
     lines += [f"| `{name}` | {why} |\n" for name, (why, _harmless) in UNSUPPORTED.items()]

@@ -89,9 +89,7 @@ def produce(
     return {"topics": topics, "node_endpoints": endpoints}
 
 
-def _received(
-    version: int, request: Message
-) -> dict[tuple[Place, int], RecordBatch | Appended]:
+def _received(version: int, request: Message) -> dict[tuple[Place, int], RecordBatch | Appended]:
     """The batches of a request. Of a partition that is there twice Kafka takes the last one."""
     found: dict[tuple[Place, int], RecordBatch | Appended] = {}
     for entry in request["topics"]:

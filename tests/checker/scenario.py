@@ -324,7 +324,9 @@ class Scenario:
                 self._prints["sender"] = (self._before, after)
         else:
             folder = self.producer._place.folder
-            assert wait_until(lambda: not folder.exists(), MOVES_S), "the sender does not end"
+            assert wait_until(lambda: not os.path.exists(folder), MOVES_S), (
+                "the sender does not end"
+            )
 
     def verdict(
         self, log: Log | None = None, earlier: Sequence[Extent] = (), **terms: Any

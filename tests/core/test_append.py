@@ -107,9 +107,10 @@ class Host:
         return producer
 
     def send(self, record: Record) -> native.DeliveryFuture:
-        return self.producer.send(
+        future: native.DeliveryFuture = self.producer.send(
             "t", record.value, record.key, record.headers, None, record.timestamp_ms
         )
+        return future
 
     def payload(self) -> memoryview:
         pool: Any = self.pool  # the buffer protocol has no type before Python 3.12

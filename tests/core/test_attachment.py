@@ -91,7 +91,7 @@ def test_a_thread_that_detaches_during_compression_leaves_send_many_unharmed(
 ) -> None:
     host = Host(batch_size=1000)
     try:
-        host.attachment.set_compressor(lambda _pieces, _size: host.attachment.close() or b"stream")  # type: ignore[func-returns-value]
+        host.attachment.set_compressor(lambda _pieces, _size: host.attachment.close() or b"stream")
         runs = host.producer.send_many("t", [bytes(960)], **many)
         assert host.attachment.closed
         assert isinstance(runs.exception(0), errors.Unknown)
@@ -194,17 +194,18 @@ def test_of_a_topics_error_that_is_half_written_nothing_is_told() -> None:
 def test_segments_that_are_not_what_was_told_are_refused(
     told: tuple[int, int, int] | None, why: str
 ) -> None:
-    made = (4, 2, 1)
+    slots, partitions, topics = made = (4, 2, 1)
     fds = [os.memfd_create("ctl"), os.memfd_create("pool"), os.eventfd(0), *os.pipe()]
     try:
         for fd, size in zip(fds, native.segment_sizes(*made), strict=False):
             os.ftruncate(fd, size)
         if told is not None:
             native.Pool(
-                *fds[:2], *made, batch_size=9000, max_request_size=9000, linger_us=0, generation=1
-            ).close()
+                fds[0], fds[1], slots, partitions, topics,
+                batch_size=9000, max_request_size=9000, linger_us=0, generation=1,
+            ).close()  # fmt: skip
         with pytest.raises(ValueError, match=why):
-            native.Attachment(*fds[:4], 1, *(told or made))
+            native.Attachment(fds[0], fds[1], fds[2], fds[3], 1, *(told or made))
     finally:
         for fd in fds:
             os.close(fd)

@@ -1,4 +1,4 @@
-"""Unkeyed records of workers that get into each other's way: apart while they do, together after."""
+"""Unkeyed records of workers that get into each other's way: apart while they do, then together."""
 
 from __future__ import annotations
 
@@ -110,7 +110,9 @@ def test_a_worker_that_keeps_losing_races_takes_a_partition_of_its_own(crowd: Cr
 
 def test_few_lost_races_move_nobody(crowd: Crowd) -> None:
     """Counted in each window anew: they do not add up over time."""
-    found = {partition for _ in range(5) for partition in crowd.send_some(crowd.producer, ENOUGH - 1)}
+    found = {
+        partition for _ in range(5) for partition in crowd.send_some(crowd.producer, ENOUGH - 1)
+    }
     assert len(found) == 1
     assert stats(crowd.producer)["lost_races"] == 5 * (ENOUGH - 1)
     assert stats(crowd.producer)["spreads"] == 0
@@ -198,7 +200,7 @@ def test_records_of_a_worker_keep_their_order_in_each_partition(crowd: Crowd, se
     number = 0
     for _ in range(60):
         producer = crowd.producers[rng.randrange(3)]
-        futures = []
+        futures: list[native.DeliveryFuture] = []
         lost = rng.choice((0, ENOUGH))
         for turn in range(TURNS):
             if 0 < turn <= lost:

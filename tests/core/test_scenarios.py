@@ -17,7 +17,10 @@ NAMES = re.findall(r"SCENARIO\((\w+)\),", SOURCE.read_text())
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("scenarios") / "scenarios"
-    sources = [SOURCE, *(CORE / f"{name}.c" for name in ("append", "crc", "pool", "region", "walk"))]
+    sources = [
+        SOURCE,
+        *(CORE / f"{name}.c" for name in ("append", "crc", "pool", "region", "walk")),
+    ]
     command = ["gcc", "-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE"]
     command += ["-DMP_TESTPOINTS", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     command += [f"-I{CORE}", *map(str, sources), "-o", str(target)]

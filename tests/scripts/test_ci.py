@@ -13,9 +13,7 @@ import pytest
 RUN = Path(__file__).resolve().parents[2] / ".ci" / "run"
 
 
-def ci(
-    folder: Path, test: str, check: str, **environment: str
-) -> subprocess.CompletedProcess[str]:
+def ci(folder: Path, test: str, check: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run it in a checkout whose scripts are these."""
     (folder / ".ci").mkdir()
     (folder / "scripts").mkdir()

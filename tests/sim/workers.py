@@ -182,7 +182,7 @@ class Accumulator:
 
     def seal(self, action: a.Seal, alive: dict[int, None]) -> a.Sealed:
         """Freeze batches; what `Store.seal` answers."""
-        results = []
+        results: list[a.BatchSealed | a.BatchEmpty | a.BatchCorrupt] = []
         left = action.room_bytes
         for batch in action.batches:
             if results and left <= 0:
