@@ -110,7 +110,8 @@ def _zstd(level: int | None, pieces: Sequence[Buffer]) -> bytes:
             level=3 if level is None else level, write_content_size=False
         )
     # Told the size of a small batch, it takes small tables: those of a large one fill a core's
-    # cache, and clearing them costs more than the compression. A large batch comes out smaller untold.
+    # cache, and clearing them costs more than the compression. A large batch comes out smaller
+    # untold.
     size = sum(map(len, pieces))
     packer = context.compressobj(size=size) if size <= _SMALL_BYTES else context.compressobj()
     return b"".join((*map(packer.compress, pieces), packer.flush()))
