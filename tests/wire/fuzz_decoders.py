@@ -56,7 +56,7 @@ def _records(data: bytes, version: int) -> None:
     record_batch.read_records(data, version)
 
 
-def _pieces(data: bytes, step: int, feed: Callable[[bytes], None]) -> None:
+def _pieces(data: bytes, step: int, feed: Callable[[bytes], object]) -> None:
     for at in range(0, len(data), step or 1):
         feed(data[at : at + (step or 1)])
 
