@@ -195,16 +195,19 @@ def test_segments_that_are_not_what_was_told_are_refused(
     told: tuple[int, int, int] | None, why: str
 ) -> None:
     made = (4, 2, 1)
-    fds = [os.memfd_create("ctl"), os.memfd_create("pool"), os.eventfd(0), *os.pipe()]
+    ctl, pool, wake = os.memfd_create("ctl"), os.memfd_create("pool"), os.eventfd(0)
+    reader, writer = os.pipe()
     try:
-        for fd, size in zip(fds, native.segment_sizes(*made), strict=False):
+        for fd, size in zip((ctl, pool), native.segment_sizes(*made), strict=True):
             os.ftruncate(fd, size)
         if told is not None:
             native.Pool(
-                *fds[:2], *made, batch_size=9000, max_request_size=9000, linger_us=0, generation=1
-            ).close()
+                ctl, pool, 4, 2, 1, batch_size=9000, max_request_size=9000, linger_us=0,
+                generation=1,
+            ).close()  # fmt: skip
+        slots, partitions, topics = told or made
         with pytest.raises(ValueError, match=why):
-            native.Attachment(*fds[:4], 1, *(told or made))
+            native.Attachment(ctl, pool, wake, reader, 1, slots, partitions, topics)
     finally:
-        for fd in fds:
+        for fd in (ctl, pool, wake, reader, writer):
             os.close(fd)
