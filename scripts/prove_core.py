@@ -123,7 +123,8 @@ def steps(minutes: float, seed: int) -> bool:
             except AssertionError as error:
                 return report("kill and stop", False, str(error))
             totals["rounds"] += 1
-            totals[action] += found.pop("hits") if action != "none" else 1
+            hits = found.pop("hits")
+            totals[action] += 1 if action == "none" else hits
             for name, count in found.items():
                 totals[name] = totals.get(name, 0) + count
     good = totals["kill"] > 0 and totals["stop"] > 0

@@ -91,7 +91,7 @@ def test_a_thread_that_detaches_during_compression_leaves_send_many_unharmed(
 ) -> None:
     host = Host(batch_size=1000)
     try:
-        host.attachment.set_compressor(lambda _pieces, _size: host.attachment.close() or b"stream")
+        host.attachment.set_compressor(lambda _pieces, _size: host.attachment.close() or b"stream")  # type: ignore[func-returns-value]
         runs = host.producer.send_many("t", [bytes(960)], **many)
         assert host.attachment.closed
         assert isinstance(runs.exception(0), errors.Unknown)
@@ -138,7 +138,7 @@ def test_a_callback_that_sends_from_within_a_wait_for_memory_waits_its_turn(
     waiting: list[native.DeliveryFuture] = []
     sent_inside: list[native.DeliveryFuture] = []
     first = host.send(Record(MOST))
-    with completions.no_watcher(host.attachment):
+    with completions._no_watcher(host.attachment):
         first.add_done_callback(lambda _future: sent_inside.append(host.send(Record(MORE))))
     thread = threading.Thread(target=lambda: waiting.append(host.send(Record(MORE))))
     thread.start()
@@ -194,18 +194,20 @@ def test_of_a_topics_error_that_is_half_written_nothing_is_told() -> None:
 def test_segments_that_are_not_what_was_told_are_refused(
     told: tuple[int, int, int] | None, why: str
 ) -> None:
-    slots, partitions, topics = made = (4, 2, 1)
-    fds = [os.memfd_create("ctl"), os.memfd_create("pool"), os.eventfd(0), *os.pipe()]
+    made = (4, 2, 1)
+    ctl, pool, wake = os.memfd_create("ctl"), os.memfd_create("pool"), os.eventfd(0)
+    reader, writer = os.pipe()
     try:
-        for fd, size in zip(fds, native.segment_sizes(*made), strict=False):
+        for fd, size in zip((ctl, pool), native.segment_sizes(*made), strict=True):
             os.ftruncate(fd, size)
         if told is not None:
             native.Pool(
-                fds[0], fds[1], slots, partitions, topics,
-                batch_size=9000, max_request_size=9000, linger_us=0, generation=1,
+                ctl, pool, 4, 2, 1, batch_size=9000, max_request_size=9000, linger_us=0,
+                generation=1,
             ).close()  # fmt: skip
+        slots, partitions, topics = told or made
         with pytest.raises(ValueError, match=why):
-            native.Attachment(fds[0], fds[1], fds[2], fds[3], 1, *(told or made))
+            native.Attachment(ctl, pool, wake, reader, 1, slots, partitions, topics)
     finally:
-        for fd in fds:
+        for fd in (ctl, pool, wake, reader, writer):
             os.close(fd)

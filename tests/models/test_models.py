@@ -32,7 +32,7 @@ LONG = [
     ("wake", "-DK=2 -DSTOPS=1"),
     ("grant", "-DK=1 -DCRASHES=1"),
     ("grant", "-DK=2 -DK2=1 -DCRASHES=0"),
-    ("grant", "-DANY_SIZE=1 -DK=2 -DCRASHES=0"),
+    ("grant", "-DANY_SIZE=1 -DK=2 -DK2=1 -DCRASHES=0"),
     *(("compress", f"-DORDER={order} -DK=2 -DCRASHES=2 -DNO=2") for order in (0, 1, 2)),
     *(("compress", f"-DVARIANT={variant}") for variant in (1, 2)),
     ("tso", "-DMUTANT=5"),  # a plain store of the count: x86 keeps the order of stores

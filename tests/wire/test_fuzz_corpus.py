@@ -39,7 +39,7 @@ def test_the_corpus_has_sound_inputs_of_every_decoder(rng: random.Random) -> Non
     sound = fuzz_decoders.seeds(rng)
     assert {data[0] for data in sound.values()} == set(range(len(fuzz_decoders.DECODERS)))
     assert [name for name, data in sound.items() if not fuzz_decoders.one_input(data)] == []
-    assert {*sound} <= {path.name for path in fuzz_decoders.CORPUS.iterdir()}
+    assert {*sound} <= {path.stem for path in fuzz_decoders.CORPUS.iterdir()}
 
 
 @pytest.mark.skipif(
