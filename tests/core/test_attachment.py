@@ -91,7 +91,7 @@ def test_a_thread_that_detaches_during_compression_leaves_send_many_unharmed(
 ) -> None:
     host = Host(batch_size=1000)
     try:
-        host.attachment.set_compressor(lambda _pieces, _size: host.attachment.close() or b"stream")  # type: ignore[func-returns-value]
+        host.attachment.set_compressor(lambda _pieces, _size: host.attachment.close() or b"stream")
         runs = host.producer.send_many("t", [bytes(960)], **many)
         assert host.attachment.closed
         assert isinstance(runs.exception(0), errors.Unknown)
@@ -138,7 +138,7 @@ def test_a_callback_that_sends_from_within_a_wait_for_memory_waits_its_turn(
     waiting: list[native.DeliveryFuture] = []
     sent_inside: list[native.DeliveryFuture] = []
     first = host.send(Record(MOST))
-    with completions._no_watcher(host.attachment):
+    with completions.no_watcher(host.attachment):
         first.add_done_callback(lambda _future: sent_inside.append(host.send(Record(MORE))))
     thread = threading.Thread(target=lambda: waiting.append(host.send(Record(MORE))))
     thread.start()
