@@ -179,9 +179,9 @@ def _syscalls() -> Found:
 
 _TRACED = """\
 import runpy, sys, tracemalloc
-assert sys.argv[1] == "-m", sys.argv
-out, module = {out!r}, sys.argv[2]
-sys.argv = [module, *sys.argv[3:]]
+assert sys.argv[1] == "-S", sys.argv
+out, program = {out!r}, sys.argv[2]
+sys.argv = sys.argv[2:]
 def tell():
     with open(out, "w") as file:
         file.write(str(tracemalloc.get_traced_memory()[1]))
@@ -189,7 +189,7 @@ sys.path.insert(0, {root!r})
 import mpproducer.sender.process
 tracemalloc.start()
 try:
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    runpy.run_path(program, run_name="__main__")
 finally:
     tell()
 """

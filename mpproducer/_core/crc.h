@@ -5,9 +5,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Lengths that are taken without a rest. */
-#define MP_CRC_LANE 1360u /* three fill 4 KiB but for 16 bytes, a slot but for 64 */
-#define MP_CRC_BLOCKS(n) ((n) * 3u * MP_CRC_LANE)
+/* Three lanes make a block, that is taken without a rest: a slot but for 64 bytes. Shorter lanes, all
+ * three in one page, are not seen coming by the processor: 19 us for 256 KiB from memory, not 10. */
+#define MP_CRC_LANE 5440u
+#define MP_CRC_BLOCK (3u * MP_CRC_LANE)
 
 /* The checksum of what `crc` is of, followed by these bytes; 0 is that of nothing. */
 uint32_t mp_crc32c(uint32_t crc, const uint8_t *data, size_t length);

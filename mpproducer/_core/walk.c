@@ -10,7 +10,7 @@
 #define MIN_BODY 6
 
 /* Checksummed as soon as so many bytes were walked, while they are in the nearest cache. */
-#define CRC_BYTES MP_CRC_BLOCKS(4)
+#define CRC_BYTES MP_CRC_BLOCK
 
 struct reader {
     const uint8_t *data;
@@ -110,46 +110,6 @@ static const char *check_record(struct reader *in, uint32_t index, uint64_t left
     return NULL;
 }
 
-/* A varint of at most `limit` bytes before `end`; NULL where there is none. */
-static inline const uint8_t *flat_varint(const uint8_t *at, const uint8_t *end, uint32_t limit,
-                                         int64_t *value) {
-    uint64_t bits = 0;
-    for (uint32_t i = 0; i < limit && at < end; i++) {
-        const uint8_t byte = *at++;
-        bits |= (uint64_t)(byte & 0x7f) << 7 * i;
-        if (!(byte & 0x80)) {
-            *value = (int64_t)(bits >> 1) ^ -(int64_t)(bits & 1);
-            return at;
-        }
-    }
-    return NULL;
-}
-
-static inline const uint8_t *flat_field(const uint8_t *at, const uint8_t *end, int64_t least) {
-    int64_t length;
-    at = flat_varint(at, end, 5, &length);
-    if (!at || length < least || length > end - at) return NULL;
-    return length > 0 ? at + length : at;
-}
-
-/* check_record where the whole record lies in one span, as nearly all do. Returns its end; or NULL
- * for one that is not good, or does: check_record says which. */
-static inline const uint8_t *flat_record(const uint8_t *at, const uint8_t *end, uint32_t index,
-                                         int64_t *delta) {
-    int64_t value;
-    at = flat_varint(at, end, 5, &value);
-    if (!at || value < MIN_BODY || value > end - at) return NULL;
-    end = at + value;
-    if (*at++ != 0 || !(at = flat_varint(at, end, 10, delta)) ||
-        !(at = flat_varint(at, end, 5, &value)) || value != (int64_t)index ||
-        !(at = flat_field(at, end, -1)) || !(at = flat_field(at, end, -1)) ||
-        !(at = flat_varint(at, end, 5, &value)) || value < 0)
-        return NULL;
-    for (; value > 0; value--)
-        if (!(at = flat_field(at, end, 0)) || !(at = flat_field(at, end, -1))) return NULL;
-    return at == end ? at : NULL;
-}
-
 const char *mp_check_records(const uint8_t *data, const struct mp_span *span, uint32_t spans,
                              uint32_t records, struct mp_walk *walk) {
     static const uint8_t nothing = 0;
@@ -159,14 +119,8 @@ const char *mp_check_records(const uint8_t *data, const struct mp_span *span, ui
     for (uint32_t i = 0; i < records; i++) {
         uint64_t total = 0;
         int64_t delta = 0;
-        const uint8_t *end = flat_record(in.at, in.end, i, &delta);
-        if (end && (uint64_t)(end - in.at) <= left) {
-            total = (uint64_t)(end - in.at);
-            in.at = end;
-        } else {
-            const char *wrong = check_record(&in, i, left, &total, &delta);
-            if (wrong) return wrong;
-        }
+        const char *wrong = check_record(&in, i, left, &total, &delta);
+        if (wrong) return wrong;
         left -= total;
         while (in.at - in.summed >= (ptrdiff_t)CRC_BYTES) {
             in.crc = mp_crc32c(in.crc, in.summed, CRC_BYTES);

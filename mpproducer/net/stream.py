@@ -138,10 +138,14 @@ class TcpStream:
         if sent == sum(map(len, buffers)):
             return True
         self._left = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
-        return bool(sent) and self._sent(sent) and self.flush()
+        self._sent(sent)
+        return bool(sent) and self.flush()
 
     def flush(self) -> bool:
-        """Send what is left as far as the kernel takes it. Raises OSError."""
+        """Send what is left as far as the kernel takes it. Raises OSError.
+
+        Its buffer is full only when it refuses: the peer reads meanwhile, and one more call costs
+        less than a turn of the loop."""
         left = self._left
         while left:
             offered = left if len(left) <= _IOV_MAX else left[:_IOV_MAX]
@@ -149,12 +153,11 @@ class TcpStream:
                 sent = self._socket.sendmsg(offered)
             except (BlockingIOError, InterruptedError):
                 return False
-            if not self._sent(sent):
-                return False  # its buffer is full: to ask once more would tell the same
+            self._sent(sent)
         return True
 
-    def _sent(self, count: int) -> bool:
-        """Drop what was sent of what is left; False when that ends inside of a buffer."""
+    def _sent(self, count: int) -> None:
+        """Drop what was sent of what is left."""
         left = self._left
         done = 0
         while done < len(left) and count >= len(left[done]):
@@ -163,7 +166,6 @@ class TcpStream:
         del left[:done]
         if count:
             left[0] = left[0][count:]
-        return not count
 
     def read_into(self, view: memoryview) -> int:
         """Receive into `view`; 0 when nothing is there. Raises StreamClosed, OSError."""
