@@ -10,7 +10,7 @@
  *
  * ORDER is when a worker takes BUSY:
  *   0  after it announced the full batch
- *   1  between commit and announcement
+ *   1  between commit and announcement (the code)
  *   2  before the commit, while it owns the batch; a commit that loses gives it back
  * All are safe. With 1 and 2, who comes by the announcement finds the word taken: the assertion at
  * `look`. With 0 the sender may be faster, and compresses what the worker was about to.
