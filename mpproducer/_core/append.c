@@ -472,6 +472,7 @@ SELDOM static enum turn append_new(struct mp_writer *writer, uint32_t partition,
     atomic_store_explicit(&header->prev, open ? mp_open_slot(open) : MP_NONE, RELAXED);
     atomic_store_explicit(&header->base_timestamp, record->timestamp_ms, RELAXED);
     atomic_store_explicit(&header->max_timestamp, record->timestamp_ms, RELAXED);
+    atomic_store_explicit(&header->opened_us, (uint32_t)(mp_now_ns() / 1000), RELAXED);
     for (uint32_t i = 0; i < MP_OWNER_WORDS; i++)
         atomic_store_explicit(&header->participants[i], 0, RELAXED);
     join(region, slot, writer->owner);

@@ -110,6 +110,7 @@ class Machine:
         self._deserted_ns: int | None = None
         self._close_deadline_ns: int | None = None
         self._now_ns = now_ns
+        self._opened_ns = 0  # of the latest batch
         self._open: dict[int, ProducerBatch] = {}  # head slot -> batch not sealed yet
         self._handlers: dict[type[Any], Callable[[Any, int], None]] = {
             actions.BatchOpened: self._on_opened,
@@ -188,8 +189,14 @@ class Machine:
 
     def _on_opened(self, event: actions.BatchOpened, now_ns: int) -> None:
         partition = self.metadata.partitions[event.partition_index]
+        # Not before one that came earlier: lingers and delivery timeouts end in the order of events.
+        opened_ns = self._opened_ns = max(self._opened_ns, min(event.opened_ns, now_ns))
         batch = ProducerBatch(
-            partition, event.batch_seq, event.slot, now_ns, deadline_ns(now_ns, self._timeout_ms)
+            partition,
+            event.batch_seq,
+            event.slot,
+            opened_ns,
+            deadline_ns(opened_ns, self._timeout_ms),
         )
         self._open[event.slot] = batch
         self.delivery.adopt(batch)
