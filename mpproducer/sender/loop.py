@@ -1,8 +1,8 @@
 """The loop of the sender process: what the system says becomes events, actions become calls.
 
 One thread. Per turn: what arrived from the network, what workers announced in shared memory, then
-time; actions are carried out as they come, completions are written once per worker at the end, and
-then it sleeps until something happens. While a batch is announced but has no record, or memory
+time; actions are carried out as they come, completions are written once per worker behind what
+arrived, and it sleeps until something happens. While a batch is announced but has no record, or memory
 waits for a writer that stands still, it sleeps MAX_SLEEP_NS at most: no wake-up comes from a worker
 that was stopped and goes on. Otherwise every record has been announced before its commit, every
 death wakes by its pidfd, and an idle sender sleeps.
