@@ -2,10 +2,10 @@
 
 One thread. Per turn: what arrived from the network, what workers announced in shared memory, then
 time; actions are carried out as they come, completions are written once per worker behind what
-arrived, and it sleeps until something happens. While a batch is announced but has no record, or memory
-waits for a writer that stands still, it sleeps MAX_SLEEP_NS at most: no wake-up comes from a worker
-that was stopped and goes on. Otherwise every record has been announced before its commit, every
-death wakes by its pidfd, and an idle sender sleeps.
+arrived, and it sleeps until something happens. While a batch is announced but has no record, or
+memory waits for a writer that stands still, it sleeps MAX_SLEEP_NS at most: no wake-up comes from a
+worker that was stopped and goes on. Otherwise every record has been announced before its commit,
+every death wakes by its pidfd, and an idle sender sleeps.
 
 An exception in a handler is a bug: it leaves `run`, and the process tells every worker what can be
 told and ends (process.py). Nothing is logged and carried on with.

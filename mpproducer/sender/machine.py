@@ -189,7 +189,7 @@ class Machine:
 
     def _on_opened(self, event: actions.BatchOpened, now_ns: int) -> None:
         partition = self.metadata.partitions[event.partition_index]
-        # Not before one that came earlier: lingers and delivery timeouts end in the order of events.
+        # Not before one that came earlier: lingers and timeouts end in the order of events.
         opened_ns = self._opened_ns = max(self._opened_ns, min(event.opened_ns, now_ns))
         batch = ProducerBatch(
             partition,

@@ -30,9 +30,21 @@ _ONE_REST: Final = struct.Struct(">BihqqqIiB")
 _ONE: Final = 2
 _NO_ERRORS: Final = 0x01000000  # no record errors, no message, no tags of partition and topic
 
-# Client id and topics come again in every request.
+# Topics come again in every request.
 _string: Final = functools.lru_cache(maxsize=1024)(codec.string)
 _compact_string: Final = functools.lru_cache(maxsize=1024)(codec.compact_string)
+
+
+@functools.lru_cache(maxsize=16)
+def _settings(
+    flexible: bool, client_id: str | None, transactional_id: str | None, acks: int, timeout_ms: int
+) -> bytes:
+    """What is the same in all requests of a producer."""
+    tail = _ACKS.pack(acks, timeout_ms)
+    if flexible:
+        return codec.string(client_id) + b"\0" + codec.compact_string(transactional_id) + tail
+    return codec.string(client_id) + codec.string(transactional_id) + tail
+
 
 Batch = tuple[int, Sequence[Buffer], int]
 """(partition, buffers of the record batch with its header first, their bytes)."""
@@ -55,13 +67,7 @@ def encode_produce_request(
     """
     flexible = version >= FLEXIBLE
     glue = bytearray(_HEAD.pack(0, 0, version, correlation_id))  # the length comes last
-    glue += _string(client_id)
-    if flexible:
-        glue += b"\0"
-        glue += _compact_string(transactional_id)
-    else:
-        glue += _string(transactional_id)
-    glue += _ACKS.pack(acks, timeout_ms)
+    glue += _settings(flexible, client_id, transactional_id, acks, timeout_ms)
     glue += codec.uvarint(len(topics) + 1) if flexible else codec.int32(len(topics))
     out: list[Buffer] = []
     payload_bytes = glue_bytes = 0
