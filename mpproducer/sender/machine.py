@@ -109,8 +109,7 @@ class Machine:
         self._fatal_told = False
         self._deserted_ns: int | None = None
         self._close_deadline_ns: int | None = None
-        self._now_ns = now_ns
-        self._opened_ns = 0  # of the latest batch
+        self._now_ns, self._opened_ns = now_ns, 0  # now, and when the latest batch was opened
         self._open: dict[int, ProducerBatch] = {}  # head slot -> batch not sealed yet
         self._handlers: dict[type[Any], Callable[[Any, int], None]] = {
             actions.BatchOpened: self._on_opened,
