@@ -97,7 +97,6 @@ class Loop:
         self._feeding = False
         self._released = False
         self._publish_ns = self.now_ns  # NEVER_NS: nothing happened since the last time
-        self._due_ns = NEVER_NS  # when the machine wants a Tick, as of the last sleep
         self._backlogged: dict[int, Worker] = {}
         self._quarantine_ns = 0
         self._until_ns = self.now_ns  # when the sleep was to end
