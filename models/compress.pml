@@ -10,7 +10,7 @@
  *
  * ORDER is when a worker takes BUSY:
  *   ORDER=0  after it announced the full batch
- *   ORDER=1  between commit and announcement
+ *   ORDER=1  between commit and announcement (the code)
  *   ORDER=2  before the commit, while it owns the batch; a commit that loses gives it back
  * All are safe. With 1 and 2, who comes by the announcement finds the word taken: the assertion at
  * `look`. With 0 the sender may be faster, and compresses what the worker was about to.

@@ -226,9 +226,13 @@ static inline void join(struct mp_region *region, uint32_t slot, uint32_t owner)
     if (!(seen & bit)) atomic_store_explicit(set, seen | bit, RELAXED);
 }
 
-static void note_sealed(struct mp_place *place, uint64_t batch_id, uint32_t slot, uint64_t word) {
+/* After our seal and before its announcement. */
+static void note_sealed(struct mp_writer *writer, struct mp_place *place, uint64_t batch_id,
+                        uint32_t slot, uint64_t word) {
     if (place->sealed_count == MP_MAX_SEALED) return; /* the sender compresses the rest */
-    place->sealed[place->sealed_count++] = (struct mp_sealed){batch_id, slot, mp_gen(word)};
+    struct mp_sealed *sealed = &place->sealed[place->sealed_count++];
+    *sealed = (struct mp_sealed){batch_id, slot, mp_gen(word), 0};
+    if (writer->region.ctl->compress) sealed->ours = mp_compress_begin(writer, *sealed);
 }
 
 static inline int is_full(uint32_t bytes, uint32_t records, uint32_t last, uint32_t batch_size) {
@@ -372,7 +376,7 @@ static ALWAYS enum turn append_open(struct mp_writer *writer, uint32_t partition
         if (!atomic_compare_exchange_strong_explicit(&header->word, &word, word | MP_SEAL, ACQ_REL,
                                                      RELAXED))
             return TURN_RETRY;
-        note_sealed(place, id, slot, word);
+        note_sealed(writer, place, id, slot, word);
         return TURN_OPEN;
     }
     const uint64_t mine = word | mp_own(writer->owner);
@@ -404,7 +408,7 @@ static ALWAYS enum turn append_open(struct mp_writer *writer, uint32_t partition
         MP_STEP(10);
         if (atomic_compare_exchange_strong_explicit(&header->word, &expected, sealed, RELEASE,
                                                     RELAXED))
-            note_sealed(place, id, slot, word);
+            note_sealed(writer, place, id, slot, word);
         else
             acknowledge(region, slot);
         return TURN_NO_MEMORY;
@@ -433,7 +437,7 @@ static ALWAYS enum turn append_open(struct mp_writer *writer, uint32_t partition
     if (full) {
         /* Stopped here, the announcement may come late, but nobody depends on it: the next writer
          * of this partition finds the seal and announces the batch that it opens. */
-        note_sealed(place, id, slot, word);
+        note_sealed(writer, place, id, slot, word);
         mp_announce(writer, partition, 1);
     }
     return TURN_DONE;
@@ -468,6 +472,7 @@ SELDOM static enum turn append_new(struct mp_writer *writer, uint32_t partition,
     atomic_store_explicit(&header->prev, open ? mp_open_slot(open) : MP_NONE, RELAXED);
     atomic_store_explicit(&header->base_timestamp, record->timestamp_ms, RELAXED);
     atomic_store_explicit(&header->max_timestamp, record->timestamp_ms, RELAXED);
+    atomic_store_explicit(&header->opened_us, (uint32_t)(mp_now_ns() / 1000), RELAXED);
     for (uint32_t i = 0; i < MP_OWNER_WORDS; i++)
         atomic_store_explicit(&header->participants[i], 0, RELAXED);
     join(region, slot, writer->owner);
@@ -511,7 +516,7 @@ SELDOM static enum turn append_new(struct mp_writer *writer, uint32_t partition,
     }
     MP_STEP(18);
     writer->opened++;
-    if (full) note_sealed(place, id, slot, committed);
+    if (full) note_sealed(writer, place, id, slot, committed);
     place->batch_id = id;
     place->slot = slot;
     place->index = 0;

@@ -28,6 +28,7 @@ struct mp_sealed {
     uint64_t batch_id;
     uint32_t slot;
     uint32_t gen;
+    int ours; /* its compression is begun: to be ended or abandoned */
 };
 
 #define MP_MAX_SEALED 4u
@@ -39,7 +40,7 @@ struct mp_place {
     uint32_t units;              /* after MP_NO_MEMORY */
     uint32_t lost;               /* races for the batch that others won */
     uint32_t found_full;         /* the batch before this one was sealed by others, full */
-    uint32_t sealed_count;       /* batches this call sealed: their compression is ours */
+    uint32_t sealed_count;       /* batches this call sealed */
     struct mp_sealed sealed[MP_MAX_SEALED];
 };
 
@@ -98,8 +99,9 @@ int mp_wait_end(struct mp_writer *writer); /* 1: granted, the stash holds the sl
 void mp_announce(struct mp_writer *writer, uint32_t partition, int sealed);
 void mp_wake_sender(struct mp_writer *writer, uint64_t ready_us);
 
-/* Compression by the worker that filled a batch: begin (1: ours), then end or abandon. While it is
- * ours the sender keeps the batch's memory. end copies the output into slots and publishes it (1),
+/* Compression by the worker that filled a batch: begun by mp_append_run (`ours`) before the batch is
+ * announced as full, so that the sender, which looks at once, leaves it alone; then end or abandon.
+ * While it is ours the sender keeps the batch's memory. end copies the output into slots and publishes it (1),
  * or leaves it to the sender (0). */
 int mp_compress_begin(struct mp_writer *writer, struct mp_sealed batch);
 int mp_compress_end(struct mp_writer *writer, struct mp_sealed batch, const uint8_t *output,

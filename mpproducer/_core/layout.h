@@ -22,7 +22,8 @@
  *             T9   claimer, never linked: -> FREE  claimer, sender seq_cst          T1, waiting[]
  *  slot.batch_id,  claimer or owner while it owns  all             relaxed,         published by
  *   prev, next,     the slot (T1..T2)                              under word       link or T2
- *   tail, pos, base/max timestamp, participants
+ *   tail, pos, opened_us, base/max timestamp,
+ *   participants
  *  slot.compress   worker and sender (CAS)         both            acq_rel          itself
  *  dirty[]         worker (or), sender (xchg 0)    sender          seq_cst          wake (Dekker)
  *  wake            sender (xchg), worker (CAS->0)  worker          seq_cst          dirty (Dekker)
@@ -131,7 +132,8 @@ static inline uint64_t mp_batch_id(uint32_t partition, uint64_t seq) {
 }
 
 /* slot.compress of a head: state(8) | owner(10) and gen(14), or of DONE first slot(20) and size(24).
- * NONE -> BUSY -> DONE: the worker that filled the batch compresses it. NONE -> TAKEN: the sender
+ * NONE -> BUSY -> DONE: the worker that filled the batch compresses it, and says so before it
+ * announces that the batch is full. NONE -> TAKEN: the sender
  * does. BUSY -> RECALLED -> RETURNED: the sender took it from a slow worker, whose late reads still
  * forbid reuse until it returns. */
 #define MP_COMPRESS_SHIFT 56
@@ -171,7 +173,7 @@ struct mp_slot {
     mp_a32 tail;           /* head: last slot of the committed chain */
     mp_a32 pos;            /* extension: place in the chain, the head being 0 */
     mp_a32 head;           /* extension: its head slot, MP_NONE while unplaced */
-    uint32_t pad;
+    mp_a32 opened_us;      /* head: CLOCK_MONOTONIC when it was opened, us, its low 32 bits */
     _Alignas(MP_LINE) mp_a64 participants[MP_OWNER_WORDS]; /* head: owners that committed */
 };
 _Static_assert(sizeof(struct mp_slot) == 2 * MP_LINE, "slot header size is part of the layout");
@@ -278,6 +280,7 @@ static inline uint64_t mp_layout_hash(void) {
         offsetof(struct mp_slot, compress), offsetof(struct mp_slot, base_timestamp),
         offsetof(struct mp_slot, prev), offsetof(struct mp_slot, next),
         offsetof(struct mp_slot, tail), offsetof(struct mp_slot, pos),
+        offsetof(struct mp_slot, opened_us),
         offsetof(struct mp_slot, participants), sizeof(struct mp_waiter),
         offsetof(struct mp_waiter, ticket), offsetof(struct mp_waiter, first),
         sizeof(struct mp_pool), offsetof(struct mp_pool, waiters), sizeof(struct mp_topic),

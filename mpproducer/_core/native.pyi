@@ -64,9 +64,9 @@ class Pool:
     def all_open(self) -> list[int]:
         """Partition indices that have any batch not yet reported by new_batches, or were ever used:
         full scan; for worker death and idle checks."""
-    def new_batches(self, partition_index: int) -> list[tuple[int, int]]:
-        """[(batch_seq, head slot)] linked since the last call, oldest first. Each batch is reported
-        once."""
+    def new_batches(self, partition_index: int) -> list[tuple[int, int, int]]:
+        """[(batch_seq, head slot, CLOCK_MONOTONIC ns of its opening)] linked since the last call,
+        oldest first. Each batch is reported once."""
     def peek(self, slot: int) -> tuple[bool, int, int, int]:
         """(sealed, records, size_bytes, owner id or 0) of a head slot, from one load of its
         word."""
@@ -106,10 +106,13 @@ class Pool:
         """Serve blocked writers in ticket order as far as free slots go; returns the number
         served."""
     def free_slots(self) -> int: ...
-    def sleep_begin(self, deadline_us: int) -> bool:
-        """Announce that the sender sleeps until CLOCK_MONOTONIC deadline_us (always finite); False:
-        something is dirty or waits, do not sleep."""
-    def sleep_end(self) -> None: ...
+    def sleep(self, epoll_fd: int, until_ns: int) -> list[tuple[int, int]]:
+        """Wait for events of an epoll until CLOCK_MONOTONIC until_ns (always finite), as workers
+        see it; not at all when something is dirty or waits, or the time has come. Returns
+        [(fd, mask)], empty also when a signal came."""
+    @property
+    def sleeps(self) -> int:
+        """How often sleep() did wait."""
     # --- topic directory
     def topic_add(self, name: str) -> int:
         """Index of the topic, added in state WANTED if new. Raises OverflowError when the directory

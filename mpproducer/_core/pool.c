@@ -95,6 +95,13 @@ int64_t mp_new_batches(struct mp_sender *sender, uint32_t partition, uint32_t *s
     return (int64_t)count;
 }
 
+int64_t mp_opened_ns(const struct mp_sender *sender, uint32_t slot, int64_t now_ns) {
+    const mp_a32 *opened_us = &sender->region.slot[slot].opened_us;
+    const uint32_t now_us = (uint32_t)(now_ns / 1000);
+    const int32_t age_us = (int32_t)(now_us - atomic_load_explicit(opened_us, RELAXED));
+    return age_us > 0 ? now_ns - (int64_t)age_us * 1000 : now_ns;
+}
+
 int mp_seal(struct mp_sender *sender, uint32_t slot) {
     mp_a64 *word = &sender->region.slot[slot].word;
     uint64_t seen = atomic_load_explicit(word, ACQUIRE);

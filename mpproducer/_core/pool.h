@@ -42,6 +42,9 @@ static inline uint32_t mp_dirty_words(const struct mp_sender *sender) {
 /* Takes the dirty bits of word `i` of the dirty set. */
 uint64_t mp_take_dirty(struct mp_sender *sender, uint32_t i);
 
+/* When the batch in this head slot was opened, not later than now. */
+int64_t mp_opened_ns(const struct mp_sender *sender, uint32_t slot, int64_t now_ns);
+
 /* Batches of the partition that were linked since the last call, newest first into `slots`
  * (room for all slots). Returns their count, or -1 when the chain is corrupt. */
 int64_t mp_new_batches(struct mp_sender *sender, uint32_t partition, uint32_t *slots,

@@ -536,11 +536,15 @@ static PyObject *pieces_of(Attachment *a, uint32_t slot, uint32_t bytes) {
 }
 
 void attachment_compress(Attachment *a, const struct mp_place *place) {
-    if (!a->compressor || a->compressor == Py_None) return;
+    const int can = a->compressor && a->compressor != Py_None;
     /* The compressor lets other threads run: one of them may close the attachment. */
     for (uint32_t i = 0; i < place->sealed_count && attachment_usable(a); i++) {
         const struct mp_sealed batch = place->sealed[i];
-        if (!mp_compress_begin(&a->writer, batch)) continue;
+        if (!batch.ours) continue;
+        if (!can) {
+            mp_compress_abandon(&a->writer, batch);
+            continue;
+        }
         a->users++; /* the compressor releases the GIL */
         a->acting++;
         Py_INCREF((PyObject *)a);

@@ -2,14 +2,21 @@
 #include "native.h"
 
 #include <errno.h>
+#include <limits.h>
+#include <sys/epoll.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "pool.h"
+
+#define MOST_EVENTS 1024 /* of one wait; the rest comes with the next */
 
 typedef struct {
     PyObject_HEAD
     struct mp_sender sender;
     uint32_t *slots;     /* scratch for mp_new_batches */
     struct mp_span *spans; /* scratch for walks */
+    uint64_t sleeps;
     int open;
     Py_ssize_t exports;
 } Pool;
@@ -136,9 +143,11 @@ static PyObject *pool_new_batches(Pool *self, PyObject *arg) {
         mp_new_batches(&self->sender, (uint32_t)partition, self->slots, &seq);
     if (count < 0) return corrupt("the chain of new batches is broken");
     PyObject *list = PyList_New(count);
+    const int64_t now = count > 0 ? mp_now_ns() : 0;
     for (int64_t i = 0; list && i < count; i++) {
-        PyObject *entry = Py_BuildValue("KI", (unsigned long long)(seq + (uint64_t)i),
-                                        self->slots[count - 1 - i]);
+        const uint32_t slot = self->slots[count - 1 - i];
+        PyObject *entry = Py_BuildValue("KIL", (unsigned long long)(seq + (uint64_t)i), slot,
+                                        (long long)mp_opened_ns(&self->sender, slot, now));
         if (!entry) Py_CLEAR(list);
         else PyList_SET_ITEM(list, i, entry);
     }
@@ -299,21 +308,57 @@ static PyObject *pool_free_slots(Pool *self, PyObject *Py_UNUSED(ignored)) {
     return PyLong_FromUnsignedLong(mp_free_slots(&self->sender));
 }
 
-static PyObject *pool_sleep_begin(Pool *self, PyObject *arg) {
-    if (!check_open(self)) return NULL;
-    const unsigned long long deadline_us = PyLong_AsUnsignedLongLong(arg);
-    if (deadline_us == (unsigned long long)-1 && PyErr_Occurred()) return NULL;
-    if (deadline_us == 0 || deadline_us >> 48) {
+/* epoll_wait to the nanosecond where the kernel has it; else rounded up, so that no wait is a busy
+ * loop. Without the GIL. */
+static int wait_for_events(int epoll_fd, struct epoll_event *events, int most, int64_t until_ns) {
+    int64_t left = until_ns - mp_now_ns();
+    if (left < 0) left = 0;
+#ifdef SYS_epoll_pwait2
+    static int missing;
+    if (!missing && left > 0) {
+        const struct timespec timeout = {left / 1000000000, left % 1000000000};
+        const int found = (int)syscall(SYS_epoll_pwait2, epoll_fd, events, most, &timeout, NULL, 0);
+        if (found >= 0 || errno != ENOSYS) return found;
+        missing = 1;
+    }
+#endif
+    const int64_t ms = (left + 999999) / 1000000;
+    return epoll_wait(epoll_fd, events, most, ms < INT_MAX ? (int)ms : INT_MAX);
+}
+
+static PyObject *pool_sleep(Pool *self, PyObject *args) {
+    int epoll_fd;
+    long long until_ns;
+    if (!PyArg_ParseTuple(args, "iL", &epoll_fd, &until_ns) || !check_open(self)) return NULL;
+    if (until_ns < 0 || until_ns / 1000 + 1 >= INT64_C(1) << 48) {
         PyErr_SetString(PyExc_ValueError, "a sleep's deadline must be finite");
         return NULL;
     }
-    return PyBool_FromLong(mp_sleep_begin(&self->sender, deadline_us));
-}
-
-static PyObject *pool_sleep_end(Pool *self, PyObject *Py_UNUSED(ignored)) {
-    if (!check_open(self)) return NULL;
-    mp_sleep_end(&self->sender);
-    Py_RETURN_NONE;
+    struct epoll_event events[MOST_EVENTS];
+    int found;
+    int64_t until = until_ns;
+    const int sleeps =
+        mp_now_ns() < until && mp_sleep_begin(&self->sender, (uint64_t)until / 1000 + 1);
+    if (!sleeps) until = 0;
+    self->sleeps += (uint64_t)sleeps;
+    Py_BEGIN_ALLOW_THREADS
+    found = wait_for_events(epoll_fd, events, MOST_EVENTS, until);
+    Py_END_ALLOW_THREADS
+    const int error = errno;
+    if (sleeps) mp_sleep_end(&self->sender);
+    if (found < 0) {
+        errno = error;
+        if (error != EINTR) return PyErr_SetFromErrno(PyExc_OSError);
+        if (PyErr_CheckSignals() < 0) return NULL;
+        found = 0;
+    }
+    PyObject *list = PyList_New(found);
+    for (int i = 0; list && i < found; i++) {
+        PyObject *event = Py_BuildValue("iI", events[i].data.fd, events[i].events);
+        if (!event) Py_CLEAR(list);
+        else PyList_SET_ITEM(list, i, event);
+    }
+    return list;
 }
 
 static PyObject *pool_topic_add(Pool *self, PyObject *name) {
@@ -450,8 +495,7 @@ static PyMethodDef pool_methods[] = {
     {"waiters", (PyCFunction)pool_waiters, METH_NOARGS, NULL},
     {"grant", (PyCFunction)pool_grant, METH_NOARGS, NULL},
     {"free_slots", (PyCFunction)pool_free_slots, METH_NOARGS, NULL},
-    {"sleep_begin", (PyCFunction)pool_sleep_begin, METH_O, NULL},
-    {"sleep_end", (PyCFunction)pool_sleep_end, METH_NOARGS, NULL},
+    {"sleep", (PyCFunction)pool_sleep, METH_VARARGS, NULL},
     {"topic_add", (PyCFunction)pool_topic_add, METH_O, NULL},
     {"topic_ready", (PyCFunction)pool_topic_ready, METH_VARARGS, NULL},
     {"topic_error", (PyCFunction)pool_topic_error, METH_VARARGS, NULL},
@@ -462,8 +506,13 @@ static PyMethodDef pool_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static PyObject *pool_sleeps(Pool *self, void *Py_UNUSED(closure)) {
+    return PyLong_FromUnsignedLongLong(self->sleeps);
+}
+
 static PyGetSetDef pool_getset[] = {
     {"counters", (getter)pool_counters, NULL, NULL, NULL},
+    {"sleeps", (getter)pool_sleeps, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

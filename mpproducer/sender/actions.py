@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mpproducer.reason import Reason
+from mpproducer.sender.batch import NEVER_NS
 
 if TYPE_CHECKING:
     from mpproducer.sender.batch import ProducerBatch
@@ -56,6 +57,9 @@ class BatchOpened:
     batch_seq: int
     slot: int
     full: bool = False
+    opened_ns: int = NEVER_NS
+    """When a worker opened it: linger and delivery timeout count from then. What is later than now
+    is now."""
 
 
 @dataclass(slots=True)

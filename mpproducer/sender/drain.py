@@ -86,10 +86,11 @@ class Drain:
         """A batch got its first record."""
         partition = batch.partition
         partition.queue.append(batch)
-        if full or self.hurry or not self._linger_ns:
+        due_ns = batch.created_ns + self._linger_ns
+        if full or self.hurry or due_ns <= now_ns:
             batch.due = True
         else:
-            self._lingering.append((now_ns + self._linger_ns, batch))
+            self._lingering.append((due_ns, batch))
         if batch.due or len(partition.queue) > 1:
             self.refresh(partition, now_ns)
 

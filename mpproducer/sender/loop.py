@@ -1,11 +1,11 @@
 """The loop of the sender process: what the system says becomes events, actions become calls.
 
 One thread. Per turn: what arrived from the network, what workers announced in shared memory, then
-time; actions are carried out as they come, completions are written once per worker at the end, and
-then it sleeps until something happens. While a batch is announced but has no record, or memory
-waits for a writer that stands still, it sleeps MAX_SLEEP_NS at most: no wake-up comes from a worker
-that was stopped and goes on. Otherwise every record has been announced before its commit, every
-death wakes by its pidfd, and an idle sender sleeps.
+time; actions are carried out as they come, completions are written once per worker behind what
+arrived, and it sleeps until something happens. While a batch is announced but has no record, or
+memory waits for a writer that stands still, it sleeps MAX_SLEEP_NS at most: no wake-up comes from a
+worker that was stopped and goes on. Otherwise every record has been announced before its commit,
+every death wakes by its pidfd, and an idle sender sleeps.
 
 An exception in a handler is a bug: it leaves `run`, and the process tells every worker what can be
 told and ends (process.py). Nothing is logged and carried on with.
@@ -41,7 +41,6 @@ _LOG = logging.getLogger("mpproducer.sender")
 
 MAX_SLEEP_NS: Final = 100_000_000
 IDLE_SLEEP_NS: Final = 5_000_000_000  # a last resort, should the argument above have a hole
-_SOON_NS: Final = 1_000_000
 _PUBLISH_NS: Final = 50_000_000
 _STALE_NS: Final = 1_000_000_000
 
@@ -78,6 +77,7 @@ class Loop:
         self.config = config
         self.pool = pool
         self.epoll = epoll
+        self._epoll_fd = epoll.fileno()
         self.handlers = handlers
         self.now_ns = time.monotonic_ns()
         self.machine = Machine(config, random, self.now_ns)
@@ -102,7 +102,8 @@ class Loop:
         self._until_ns = self.now_ns  # when the sleep was to end
         self._due_ns = NEVER_NS  # when the machine wanted a Tick, before that sleep
         self._waiting = 0  # writers that wait for memory
-        epoll.register(wake_fd, select.EPOLLIN)
+        # Edge-triggered: every write is one event, and nobody has to read the counter.
+        epoll.register(wake_fd, select.EPOLLIN | select.EPOLLET)
         handlers[wake_fd] = self._on_wake
         self._apply: dict[type[Any], Callable[[Any], None]] = {
             actions.Seal: self._seal,
@@ -139,6 +140,7 @@ class Loop:
         self.now_ns = time.monotonic_ns()
         slept_ns = self.now_ns - before_ns
         dispatch(self.handlers, events)
+        self._flush_completions()  # somebody may wait for them: before anything else
         if events and self._publish_ns == NEVER_NS:
             self._publish_ns = self.now_ns + _PUBLISH_NS
         if events or slept_ns < MAX_SLEEP_NS:
@@ -158,25 +160,17 @@ class Loop:
         self.counters.loop_turn_total += 1
 
     def _sleep(self) -> list[tuple[int, int]]:
+        counters = self.counters
         now_ns = time.monotonic_ns()
-        busy_ns = now_ns - self.now_ns
-        self.counters.loop_time_us_total += busy_ns // 1000
-        if busy_ns > self.counters.loop_gap_us_max * 1000:
-            self.counters.loop_gap_us_max = busy_ns // 1000
-        self._until_ns = until_ns = self._wake_up_ns(now_ns)
+        busy_us = (now_ns - self.now_ns) // 1000
+        counters.loop_time_us_total += busy_us
+        if busy_us > counters.loop_gap_us_max:
+            counters.loop_gap_us_max = busy_us
         if now_ns >= self._publish_ns:
             self.publish_counters()
-        if until_ns <= now_ns:
-            return self.epoll.poll(0)
-        if not self.pool.sleep_begin(until_ns // 1000 + 1):
-            self.pool.sleep_end()
-            return self.epoll.poll(0)
-        self.counters.loop_sleep_total += 1
-        try:
-            # epoll rounds up to milliseconds: that is at most one late, never a busy loop.
-            return self.epoll.poll((until_ns - now_ns) / 1e9)
-        finally:
-            self.pool.sleep_end()
+        self._until_ns = until_ns = self._wake_up_ns(now_ns)
+        events: list[tuple[int, int]] = self.pool.sleep(self._epoll_fd, until_ns)
+        return events
 
     def _wake_up_ns(self, now_ns: int) -> int:
         """Until when the loop may sleep if nothing happens."""
@@ -185,8 +179,9 @@ class Loop:
         if self._events or self._answers or self.exit_why:
             return now_ns
         store = self.store
-        if store.waits_for_worker():
-            most_ns = _SOON_NS
+        soon_ns = store.look_again_ns()
+        if soon_ns:
+            most_ns = soon_ns
         elif store.watches_worker() or self._waiting:
             most_ns = MAX_SLEEP_NS
         else:
@@ -198,10 +193,7 @@ class Loop:
         os.eventfd_write(self._wake_fd, 1)
 
     def _on_wake(self, _mask: int) -> None:
-        try:
-            os.eventfd_read(self._wake_fd)
-        except BlockingIOError:
-            return
+        """The turn that follows is all that was wanted."""
 
     # --- events and actions
 
@@ -266,6 +258,8 @@ class Loop:
                 self.counters.memory_granted_total += pool.grant()
 
     def _flush_completions(self) -> None:
+        if not self.workers.touched:
+            return
         backlogged = self.workers.flush()
         if not backlogged and not self._backlogged:
             return
@@ -414,6 +408,7 @@ class Loop:
         """Copy the counters to shared memory, where anybody attached can read them."""
         self._publish_ns = NEVER_NS
         counters = self.counters
+        counters.loop_sleep_total = self.pool.sleeps
         counters.buffer_total_bytes = self.config.slots * 16384
         counters.buffer_available_bytes = self.pool.free_slots() * 16384
         counters.waiting_threads = self.pool.waiters()

@@ -109,9 +109,17 @@ class Machine:
         self._fatal_told = False
         self._deserted_ns: int | None = None
         self._close_deadline_ns: int | None = None
-        self._now_ns = now_ns
+        self._now_ns, self._opened_ns = now_ns, 0  # now, and when the latest batch was opened
         self._open: dict[int, ProducerBatch] = {}  # head slot -> batch not sealed yet
-        self._handlers: dict[type[Any], Callable[[Any, int], None]] = {
+        self._handlers = self._event_handlers()
+        self._sealers: dict[type[Any], Callable[[Any, int], None]] = {
+            actions.BatchSealed: self._on_sealed,
+            actions.BatchEmpty: self._on_empty,
+            actions.BatchCorrupt: self._on_corrupt,
+        }
+
+    def _event_handlers(self) -> dict[type[Any], Callable[[Any, int], None]]:
+        return {
             actions.BatchOpened: self._on_opened,
             actions.BatchFull: self._on_full,
             actions.Sealed: self._on_seal_answered,
@@ -133,11 +141,6 @@ class Machine:
             actions.Closed: self._on_closed,
             actions.Wrote: self._on_wrote,
             actions.Response: self._on_response,
-        }
-        self._sealers: dict[type[Any], Callable[[Any, int], None]] = {
-            actions.BatchSealed: self._on_sealed,
-            actions.BatchEmpty: self._on_empty,
-            actions.BatchCorrupt: self._on_corrupt,
         }
 
     def on_event(self, event: Event, now_ns: int, *, more: bool = False) -> list[Action]:
@@ -188,8 +191,14 @@ class Machine:
 
     def _on_opened(self, event: actions.BatchOpened, now_ns: int) -> None:
         partition = self.metadata.partitions[event.partition_index]
+        # Not before one that came earlier: lingers and timeouts end in the order of events.
+        opened_ns = self._opened_ns = max(self._opened_ns, min(event.opened_ns, now_ns))
         batch = ProducerBatch(
-            partition, event.batch_seq, event.slot, now_ns, deadline_ns(now_ns, self._timeout_ms)
+            partition,
+            event.batch_seq,
+            event.slot,
+            opened_ns,
+            deadline_ns(opened_ns, self._timeout_ms),
         )
         self._open[event.slot] = batch
         self.delivery.adopt(batch)

@@ -5,7 +5,7 @@ The machine knows batches; `Pool` knows slots. This is the only place where the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from mpproducer.sender import actions, codec
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 _WORKER_COMPRESSES_NS: Final = 20_000_000
 # Smaller batches are compressed on the loop: handing them to a thread costs more than the work.
 _COMPRESS_HERE_BYTES: Final = 16 * 1024
+# A batch without a record is looked at again this soon, then after twice as long, and so on: its
+# writer is about to commit, and may only wait for the processor that this process runs on.
+_FIRST_LOOK_NS: Final = 20_000
+_SOON_NS: Final = 1_000_000
 _UNBORN_LOOKS: Final = 50  # then only the loop's regular look at everything finds the record
 
 
@@ -29,7 +33,7 @@ class PoolLike(Protocol):
 
     def dirty(self) -> list[int]: ...
     def all_open(self) -> list[int]: ...
-    def new_batches(self, partition_index: int, /) -> list[tuple[int, int]]: ...
+    def new_batches(self, partition_index: int, /) -> list[tuple[int, int, int]]: ...
     def peek(self, slot: int, /) -> tuple[bool, int, int, int]: ...
     def freeze(self, slots: list[int], room: int, /) -> list[Any]: ...
     def release(self, slot: int, /) -> bool: ...
@@ -57,7 +61,7 @@ class Store:
         self._level = config.compression_level
         self._batch_size = config.batch_size
         self._newest: dict[int, int] = {}  # partition index -> head slot reported, not sealed
-        self._unborn: dict[int, tuple[int, int]] = {}  # linked, but no record yet
+        self._unborn: dict[int, tuple[int, int, int]] = {}  # linked, but no record yet
         self._busy: dict[ProducerBatch, int] = {}  # compressed by a worker -> since when
         self._looks = 0  # since a batch without records was first seen
         self.quarantined = False
@@ -69,22 +73,24 @@ class Store:
 
     def collect(self) -> list[Event]:
         """What workers announced since the last call."""
-        events: list[Event] = []
         self._looks += 1
         dirty = self._pool.dirty()
-        for index in {*dirty, *self._unborn} if self._unborn else dirty:
-            self._look(index, events)
-        return events
+        return self._look_at({*dirty, *self._unborn} if self._unborn else dirty)
 
     def collect_all(self) -> list[Event]:
         """Look at every partition ever used: a worker may have died, or stopped, between its
         commit and its announcement."""
-        events: list[Event] = []
-        for index in self._pool.all_open():
-            self._look(index, events)
-        return events
+        return self._look_at(self._pool.all_open())
 
-    def _look(self, index: int, events: list[Event]) -> None:
+    def _look_at(self, indices: Collection[int]) -> list[Event]:
+        """The batch that was opened first comes first: its linger ends first."""
+        found = [events for index in indices if (events := self._look(index))]
+        if len(found) > 1:
+            found.sort(key=_opened_ns)
+        return [event for events in found for event in events]
+
+    def _look(self, index: int) -> list[Event]:
+        events: list[Event] = []
         pool = self._pool
         fresh = pool.new_batches(index)
         unborn = self._unborn.pop(index, None)
@@ -95,23 +101,24 @@ class Store:
             if newest is not None and pool.peek(newest)[0]:
                 del self._newest[index]
                 events.append(actions.BatchFull(newest))
-            return
+            return events
         if newest is not None:
             # A newer batch exists: the older one is sealed, or nobody will add to it.
             del self._newest[index]
             events.append(actions.BatchFull(newest))
         last = len(fresh) - 1
-        for place, (seq, slot) in enumerate(fresh):
+        for place, (seq, slot, opened_ns) in enumerate(fresh):
             sealed, records, _, _ = pool.peek(slot)
             if not records and not sealed and place == last:
-                if unborn != (seq, slot):
+                if unborn != fresh[place]:
                     self._looks = 0
-                self._unborn[index] = (seq, slot)
-                return
+                self._unborn[index] = fresh[place]
+                break
             full = sealed or place < last
-            events.append(actions.BatchOpened(index, seq, slot, full))
+            events.append(actions.BatchOpened(index, seq, slot, full, opened_ns))
             if not full:
                 self._newest[index] = slot
+        return events
 
     # --- freezing
 
@@ -209,10 +216,14 @@ class Store:
                     self._submit(batch)
         return events
 
-    def waits_for_worker(self) -> bool:
-        """A worker compresses a batch we want, or has announced a batch whose first record it is
-        about to commit: look again soon. One that does not commit for long is stopped."""
-        return bool(self._busy) or (bool(self._unborn) and self._looks < _UNBORN_LOOKS)
+    def look_again_ns(self) -> int:
+        """How soon to look again: a worker compresses a batch we want, or has announced a batch
+        whose first record it is about to commit. 0: there is none; one that does not commit for
+        long is stopped."""
+        looks = self._looks
+        if self._unborn and looks < _UNBORN_LOOKS:
+            return min(_SOON_NS, _FIRST_LOOK_NS << looks)
+        return _SOON_NS if self._busy else 0
 
     def watches_worker(self) -> bool:
         """Something of a worker that stands still is watched: it gives no sign when it goes on."""
@@ -225,3 +236,11 @@ class Store:
         batch.body = None
         if batch.slot >= 0 and not self._pool.release(batch.slot):
             self.quarantined = True
+
+
+def _opened_ns(events: list[Event]) -> int:
+    """When the first batch that a partition's events tell of was opened."""
+    for event in events:
+        if isinstance(event, actions.BatchOpened):
+            return event.opened_ns
+    return 0

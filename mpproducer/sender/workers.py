@@ -103,7 +103,7 @@ class Workers:
         self._counters = counters
         self._max = max_owners
         self._last = 0
-        self._touched: dict[int, Worker] = {}
+        self.touched: dict[int, Worker] = {}  # to be written at the next flush
         self.by_owner: dict[int, Worker] = {}
         self.retired: dict[int, None] = {}  # ids some slot may still carry
 
@@ -125,7 +125,7 @@ class Workers:
     def remove(self, worker: Worker) -> None:
         """The worker is gone; its id rests until no slot carries it."""
         self.by_owner.pop(worker.owner, None)
-        self._touched.pop(worker.owner, None)
+        self.touched.pop(worker.owner, None)
         self.retired[worker.owner] = None
         self._counters.workers = len(self.by_owner)
 
@@ -157,16 +157,14 @@ class Workers:
                 counters.completion_frame_orphaned_total += 1
                 continue
             worker.fresh.append(data)
-            self._touched[owner] = worker
+            self.touched[owner] = worker
             counters.completion_frame_total += 1
 
     def flush(self) -> list[Worker]:
         """Write the completions of this turn, one write per worker; returns those with a backlog,
         for which the caller waits until their pipe is writable."""
-        if not self._touched:
-            return []
-        touched = list(self._touched.values())
-        self._touched.clear()
+        touched = list(self.touched.values())
+        self.touched.clear()
         return [worker for worker in touched if not worker.flush(self._counters)]
 
     def backlog_bytes(self) -> int:

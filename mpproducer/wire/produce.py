@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
@@ -14,11 +15,36 @@ from mpproducer.wire.messages import PRODUCE
 FLEXIBLE: Final = PRODUCE.flexible
 TOPIC_IDS: Final = 13
 
-_HEAD: Final = struct.Struct(">hhi")
+_HEAD: Final = struct.Struct(">ihhi")
 _ACKS: Final = struct.Struct(">hi")
+_INDEX: Final = struct.Struct(">i")
 _PARTITION: Final = struct.Struct(">ii")
 _RESULT: Final = struct.Struct(">ihqqq")
 _NOTHING_ELSE: Final = b"\x01\0\0"  # no record errors, no message, no tags: an acknowledgement
+
+# A flexible response about one partition: correlation id, no tags, one topic, its name's length;
+_ONE_HEAD: Final = struct.Struct(">iHB")
+_ONE_TOPIC: Final = 0x0002
+# then, behind the name, one partition, its result, what follows it, throttle time, no tags.
+_ONE_REST: Final = struct.Struct(">BihqqqIiB")
+_ONE: Final = 2
+_NO_ERRORS: Final = 0x01000000  # no record errors, no message, no tags of partition and topic
+
+# Topics come again in every request.
+_string: Final = functools.lru_cache(maxsize=1024)(codec.string)
+_compact_string: Final = functools.lru_cache(maxsize=1024)(codec.compact_string)
+
+
+@functools.lru_cache(maxsize=16)
+def _settings(
+    flexible: bool, client_id: str | None, transactional_id: str | None, acks: int, timeout_ms: int
+) -> bytes:
+    """What is the same in all requests of a producer."""
+    tail = _ACKS.pack(acks, timeout_ms)
+    if flexible:
+        return codec.string(client_id) + b"\0" + codec.compact_string(transactional_id) + tail
+    return codec.string(client_id) + codec.string(transactional_id) + tail
+
 
 Batch = tuple[int, Sequence[Buffer], int]
 """(partition, buffers of the record batch with its header first, their bytes)."""
@@ -40,15 +66,8 @@ def encode_produce_request(
     `transactional_id` is None without transactions. From v13 topics go by id (KIP-516).
     """
     flexible = version >= FLEXIBLE
-    glue = bytearray(4)
-    glue += _HEAD.pack(0, version, correlation_id)
-    glue += codec.string(client_id)
-    if flexible:
-        glue += b"\0"
-        glue += codec.compact_string(transactional_id)
-    else:
-        glue += codec.string(transactional_id)
-    glue += _ACKS.pack(acks, timeout_ms)
+    glue = bytearray(_HEAD.pack(0, 0, version, correlation_id))  # the length comes last
+    glue += _settings(flexible, client_id, transactional_id, acks, timeout_ms)
     glue += codec.uvarint(len(topics) + 1) if flexible else codec.int32(len(topics))
     out: list[Buffer] = []
     payload_bytes = glue_bytes = 0
@@ -57,11 +76,11 @@ def encode_produce_request(
         if version >= TOPIC_IDS:
             glue += topic_id
         else:
-            glue += codec.compact_string(name) if flexible else codec.string(name)
+            glue += _compact_string(name) if flexible else _string(name)
         glue += codec.uvarint(len(batches) + 1) if flexible else codec.int32(len(batches))
         for partition, buffers, size_bytes in batches:
             if flexible:
-                glue += codec.int32(partition)
+                glue += _INDEX.pack(partition)
                 glue += codec.uvarint(size_bytes + 1)
             else:
                 glue += _PARTITION.pack(partition, size_bytes)
@@ -79,7 +98,7 @@ def encode_produce_request(
     if glue:
         glue_bytes += len(glue)
         out.append(glue)
-    first[:4] = codec.int32(glue_bytes + payload_bytes - 4)
+    _INDEX.pack_into(first, 0, glue_bytes + payload_bytes - 4)
     return out
 
 
@@ -105,8 +124,35 @@ class ProduceResponse(NamedTuple):
     node_endpoints: tuple[tuple[int, str, int], ...]
 
 
+def _decode_one(frame: Buffer, correlation_id: int) -> ProduceResponse | None:
+    """A flexible response about one partition without an error text or a newer leader, which is
+    what a record that travels alone waits for; None: anything else, also what is malformed."""
+    size = len(frame)
+    name_end = size - _ONE_REST.size
+    if name_end <= _ONE_HEAD.size:
+        return None
+    found, head, name_size = _ONE_HEAD.unpack_from(frame)
+    if head != _ONE_TOPIC or name_size != name_end - _ONE_HEAD.size + 1 or name_size > 0x7F:
+        return None
+    (
+        partitions, number, code, offset, append_ms, start, errors, throttle_ms, tags,
+    ) = _ONE_REST.unpack_from(frame, name_end)  # fmt: skip
+    if found != correlation_id or partitions != _ONE or errors != _NO_ERRORS or tags:
+        return None
+    try:
+        name = str(frame[_ONE_HEAD.size : name_end], "utf-8")
+    except UnicodeDecodeError:
+        return None
+    result = PartitionResult(number, code, offset, append_ms, start, (), None, None)
+    return ProduceResponse([(name, [result])], throttle_ms, ())
+
+
 def decode_produce_response(frame: Buffer, version: int, correlation_id: int) -> ProduceResponse:
     """Return the content of a response frame (without its length). Raises ProtocolError."""
+    if FLEXIBLE <= version < TOPIC_IDS:
+        one = _decode_one(frame, correlation_id)
+        if one is not None:
+            return one
     found, reader = read_response_header(frame, PRODUCE, version)
     if found != correlation_id:
         raise ProtocolError(f"response to request {found} where {correlation_id} was expected")

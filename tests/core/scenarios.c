@@ -52,7 +52,7 @@ static void open_pool(uint32_t slots, uint32_t batch_size) {
     const struct mp_geometry geometry = {.slots = slots, .max_partitions = PARTITIONS,
                                          .max_topics = 1, .batch_size = batch_size,
                                          .max_request_size = 1 << 20, .linger_us = 1000,
-                                         .compress = 1, .generation = 1};
+                                         .generation = 1};
     CHECK(mp_sender_open(&sender, ctl, pool, &geometry) == NULL);
     sender.next_index = PARTITIONS;
     for (uint32_t i = 0; i < WRITERS; i++) {
@@ -106,7 +106,7 @@ static void check_all_free(uint32_t slots) {
 static void compression_begun_after_the_batch_was_released(void) {
     struct mp_place place;
     open_pool(4, 1000);
-    CHECK(put(0, 0, 2000, &place) == MP_DONE && place.sealed_count == 1);
+    CHECK(put(0, 0, 2000, &place) == MP_DONE && place.sealed_count == 1 && !place.sealed[0].ours);
     uint32_t slot;
     CHECK(take(0, &slot) == 1);
     CHECK(mp_release(&sender, slot)); /* expired, say, before anybody compressed it */
@@ -114,11 +114,33 @@ static void compression_begun_after_the_batch_was_released(void) {
     check_all_free(4);
 }
 
+static void who_fills_a_batch_compresses_it_before_anybody_is_told(void) {
+    struct mp_place place;
+    open_pool(4, 1000);
+    sender.region.ctl->compress = 1;
+    CHECK(put(0, 0, 10, &place) == MP_DONE && place.sealed_count == 0);
+    CHECK(mp_take_dirty(&sender, 0) == 1); /* as it was opened */
+    CHECK(mp_sleep_begin(&sender, (uint64_t)mp_now_ns() / 1000 + 1000000));
+    const uint64_t sleep = atomic_load(&sender.region.pool->wake);
+    CHECK(put(0, 0, 900, &place) == MP_DONE && place.sealed_count == 1 && place.sealed[0].ours);
+    CHECK(was_woken() && mp_take_dirty(&sender, 0) == 1);
+    CHECK(sleep && !atomic_load(&sender.region.pool->wake));
+    uint32_t slot, owner, first, bytes;
+    CHECK(take(0, &slot) == 2);
+    CHECK(mp_compressed(&sender, slot, &owner, &first, &bytes) == MP_C_BUSY && owner == 1);
+    /* The same of one that had no room, and so was sealed for the next. */
+    CHECK(put(1, 1, 600, &place) == MP_DONE && place.sealed_count == 0);
+    CHECK(put(0, 1, 600, &place) == MP_DONE && place.sealed_count == 1 && place.sealed[0].ours);
+    CHECK(place.sealed[0].slot != place.slot);
+    mp_compress_abandon(&writer[0], place.sealed[0]);
+    CHECK(mp_compressed(&sender, place.sealed[0].slot, &owner, &first, &bytes) == MP_C_NONE);
+}
+
 static void a_batch_is_kept_while_its_worker_compresses_it(void) {
     struct mp_place place;
     open_pool(4, 1000);
-    CHECK(put(0, 0, 2000, &place) == MP_DONE);
-    CHECK(mp_compress_begin(&writer[0], place.sealed[0]));
+    sender.region.ctl->compress = 1;
+    CHECK(put(0, 0, 2000, &place) == MP_DONE && place.sealed[0].ours);
     uint32_t slot;
     CHECK(take(0, &slot) == 1);
     CHECK(mp_take_compression(&sender, slot));
@@ -132,8 +154,8 @@ static void a_batch_is_kept_while_its_worker_compresses_it(void) {
 static void a_batch_of_a_dead_compressor_is_given_back(void) {
     struct mp_place place;
     open_pool(4, 1000);
-    CHECK(put(0, 0, 2000, &place) == MP_DONE);
-    CHECK(mp_compress_begin(&writer[0], place.sealed[0]));
+    sender.region.ctl->compress = 1;
+    CHECK(put(0, 0, 2000, &place) == MP_DONE && place.sealed[0].ours);
     uint32_t slot;
     CHECK(take(0, &slot) == 1);
     CHECK(!mp_release(&sender, slot));
@@ -147,8 +169,8 @@ static void a_batch_of_a_dead_compressor_is_given_back(void) {
 static void output_of_a_worker_is_given_back_with_its_batch(void) {
     struct mp_place place;
     open_pool(6, 1000);
-    CHECK(put(0, 0, 2000, &place) == MP_DONE);
-    CHECK(mp_compress_begin(&writer[0], place.sealed[0]));
+    sender.region.ctl->compress = 1;
+    CHECK(put(0, 0, 2000, &place) == MP_DONE && place.sealed[0].ours);
     static const uint8_t output[40000];
     CHECK(mp_compress_end(&writer[0], place.sealed[0], output, sizeof output));
     CHECK(mp_free_slots(&sender) == 2);
@@ -470,6 +492,7 @@ static const struct {
 } scenarios[] = {
 #define SCENARIO(name) {#name, name}
     SCENARIO(compression_begun_after_the_batch_was_released),
+    SCENARIO(who_fills_a_batch_compresses_it_before_anybody_is_told),
     SCENARIO(a_batch_is_kept_while_its_worker_compresses_it),
     SCENARIO(a_batch_of_a_dead_compressor_is_given_back),
     SCENARIO(output_of_a_worker_is_given_back_with_its_batch),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -68,14 +69,16 @@ class Host:
 
     MAX_PARTITIONS = 4
 
-    def __init__(self, batch_size: int = 1 << 20, slots: int = SLOTS) -> None:
+    def __init__(
+        self, batch_size: int = 1 << 20, slots: int = SLOTS, *, compress: bool = False
+    ) -> None:
         ctl_size, pool_size = native.segment_sizes(slots, self.MAX_PARTITIONS, 1)
         ctl, memory = os.memfd_create("ctl"), os.memfd_create("pool")
         os.ftruncate(ctl, ctl_size)
         os.ftruncate(memory, pool_size)
         self.pool = native.Pool(
             ctl, memory, slots, self.MAX_PARTITIONS, 1, batch_size=batch_size,
-            max_request_size=1 << 22, linger_us=1000, generation=1,
+            max_request_size=1 << 22, linger_us=1000, generation=1, compress=compress,
         )  # fmt: skip
         self.pool.topic_ready(self.pool.topic_add("t"), 1)
         self.ctl, self.memory = ctl, memory
@@ -119,7 +122,7 @@ class Host:
     def take(self) -> list[tuple[int, int, int, bytes]]:
         """(records, base, max timestamp, bytes) of every batch so far; their memory goes back."""
         found = []
-        for _, slot in self.pool.new_batches(0):
+        for _, slot, _ in self.pool.new_batches(0):
             records, size, base_ms, max_ms, crc, owners, spans = frozen(self.pool, slot)
             assert records == 0 or owners == (1,)
             with self.payload() as payload:
@@ -220,7 +223,7 @@ def test_K5_a_batch_that_is_full_is_sealed_and_the_next_one_takes_over() -> None
     sent = [Record(rng.randbytes(rng.randrange(9000))) for _ in range(40)]
     for record in sent:
         host.send(record)
-    slots = [slot for _, slot in host.pool.new_batches(0)]
+    slots = [slot for _, slot, _ in host.pool.new_batches(0)]
     assert len(slots) > 5
     assert all(host.pool.peek(slot)[0] for slot in slots[:-1]), "only the last one is open"
     records = 0
@@ -310,7 +313,7 @@ def test_the_walk_refuses_what_is_no_batch(host: Host, rng: random.Random) -> No
         Record(b"z" * 3, None, None, 5),
     ):
         host.send(record)
-    [(_, slot)] = host.pool.new_batches(0)
+    [(_, slot, _)] = host.pool.new_batches(0)
     records, size, *_, spans = frozen(host.pool, slot)
     [(at, length)] = spans
     assert length == size
@@ -334,4 +337,16 @@ def test_the_walk_refuses_what_is_no_batch(host: Host, rng: random.Random) -> No
     assert refused > 100, "structure was never damaged"
     assert accepted > 100, "content was never damaged"
     assert frozen(host.pool, slot)[0] == records
+    assert host.pool.release(slot)
+
+
+def test_the_sender_learns_when_a_batch_was_opened(host: Host) -> None:
+    before = time.monotonic_ns()
+    host.send(Record(b"first"))
+    after = time.monotonic_ns()
+    time.sleep(0.01)
+    host.send(Record(b"second, of the same batch"))
+    [(_, slot, opened_ns)] = host.pool.new_batches(0)
+    assert before - 1000 <= opened_ns <= after + 1000
+    assert frozen(host.pool, slot)[0] == 2
     assert host.pool.release(slot)

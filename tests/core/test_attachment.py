@@ -27,7 +27,7 @@ MORE = bytes(6 * native.SLOT_SIZE)
 
 @pytest.fixture
 def hosts() -> Iterator[list[Host]]:
-    made = [Host(), Host()]
+    made = [Host(compress=True), Host(compress=True)]
     yield made
     for host in made:
         host.take()
@@ -89,7 +89,7 @@ def test_a_thread_that_detaches_during_compression_makes_no_record_too_large(
 def test_a_thread_that_detaches_during_compression_leaves_send_many_unharmed(
     many: dict[str, Any],
 ) -> None:
-    host = Host(batch_size=1000)
+    host = Host(batch_size=1000, compress=True)
     try:
         host.attachment.set_compressor(lambda _pieces, _size: host.attachment.close() or b"stream")
         runs = host.producer.send_many("t", [bytes(960)], **many)

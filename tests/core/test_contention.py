@@ -64,7 +64,7 @@ class Crowd(Host):
     def look(self) -> None:
         """As the sender finds new batches."""
         for partition in range(PARTITIONS):
-            self.held += [(partition, slot) for _seq, slot in self.pool.new_batches(partition)]
+            self.held += [(partition, slot) for _seq, slot, _ in self.pool.new_batches(partition)]
 
     def linger_over(self) -> None:
         """As the sender ends every batch that there is."""

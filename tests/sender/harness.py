@@ -328,13 +328,14 @@ class Harness(Driver):
         records: int = 10,
         size_bytes: int = 1_000,
         owners: tuple[int, ...] = (1,),
+        age_ns: int = 0,
     ) -> int:
-        """A worker opens a batch; returns its head slot."""
+        """A worker opened a batch `age_ns` ago, and the sender sees it; returns its head slot."""
         index = self.topic(topic)[partition]
         self.seqs[index] = self.seqs.get(index, 0) + 1
         self.slot += 1
         self.fills[self.slot] = Fill(records, size_bytes, owners)
-        self.feed(a.BatchOpened(index, self.seqs[index], self.slot))
+        self.feed(a.BatchOpened(index, self.seqs[index], self.slot, opened_ns=self.now_ns - age_ns))
         return self.slot
 
     def ready(self, partitions: dict[int, int] | None = None, topic: str = "t") -> Harness:

@@ -54,6 +54,32 @@ def test_what_has_lingered_a_quarter_goes_with_what_is_due_and_the_newest_stay()
     assert [_numbers(send) for send in h.produce_requests()][1:] == [[3]]
 
 
+def test_linger_counts_from_the_opening_and_not_from_the_senders_first_look() -> None:
+    h = Harness(linger_ms=5).ready({0: 0, 1: 0})
+    h.open("t", 0, age_ns=3 * MS)
+    assert h.machine.next_deadline_ns() == h.now_ns + 2 * MS
+    h.open("t", 1, age_ns=7 * MS)
+    h.tick(0)
+    assert [send.batches[0].partition.number for send in h.produce_requests()] == []
+    h.tick(2)
+    (send,) = h.produce_requests()
+    assert [batch.partition.number for batch in send.batches] == [0, 1]
+
+
+def test_a_batch_that_is_older_than_its_linger_when_it_is_seen_goes_at_once() -> None:
+    h = Harness(linger_ms=5).ready()
+    h.open("t", 0, age_ns=5 * MS)
+    assert len(h.produce_requests()) == 1
+    (batch,) = h.produce_requests()[0].batches
+    assert batch.deadline_ns == h.now_ns - 5 * MS + 120_000 * MS, "delivery.timeout.ms, too"
+
+
+def test_a_batch_from_the_future_was_opened_now() -> None:
+    h = Harness(linger_ms=5).ready()
+    h.open("t", 0, age_ns=-(1 << 40))
+    assert h.machine.next_deadline_ns() == h.now_ns + 5 * MS
+
+
 def test_open_batches_fill_while_their_node_is_busy_and_are_sealed_at_drain_time() -> None:
     h = Harness(linger_ms=5, max_in_flight_requests_per_connection=1).ready({0: 0, 1: 0})
     h.open("t", 0)

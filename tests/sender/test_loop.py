@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import select
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from mpproducer.sender.batch import ProducerBatch
 from mpproducer.sender.loop import Loop, dispatch
 from mpproducer.sender.partition import Partition
 from mpproducer.sender.workers import Worker
-from mpproducer.shm import segment
+from mpproducer.shm import frames, segment
 
 
 class Spy:
@@ -246,8 +247,65 @@ def test_a_wake_ends_the_sleep(loop: Loop, spy: Spy) -> None:
     before = loop.counters.loop_turn_total
     loop.turn()
     assert loop.counters.loop_turn_total == before + 1
-    with pytest.raises(BlockingIOError):
-        os.eventfd_read(loop._wake_fd)
+    loop.wake()
+    loop.turn()
+    assert loop.counters.loop_turn_total == before + 2, "the first did not hide the second"
+
+
+def test_a_wake_is_told_once_although_nobody_reads_it(loop: Loop, spy: Spy) -> None:
+    loop.turn()
+    loop.wake()
+    loop.wake()
+    soon = time.monotonic_ns() + 5_000_000
+    assert [fd for fd, _ in loop.pool.sleep(loop.epoll.fileno(), soon)] == [loop._wake_fd]
+    assert loop.pool.sleep(loop.epoll.fileno(), soon) == []
+    assert time.monotonic_ns() >= soon
+
+
+def test_the_sleep_does_not_begin_when_its_time_has_come(loop: Loop) -> None:
+    before = loop.pool.sleeps
+    loop.wake()
+    assert len(loop.pool.sleep(loop.epoll.fileno(), time.monotonic_ns() - 1)) == 1
+    assert loop.pool.sleeps == before
+    with pytest.raises(ValueError, match="finite"):
+        loop.pool.sleep(loop.epoll.fileno(), 1 << 62)
+    with pytest.raises(OSError, match="descriptor"):
+        loop.pool.sleep(-1, 0)
+
+
+def test_a_signal_ends_the_sleep_and_its_handler_may_raise(loop: Loop) -> None:
+    class Rung(Exception):
+        pass
+
+    def ring(_number: int, _frame: object) -> None:
+        raise Rung
+
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        with pytest.raises(Rung):
+            loop.pool.sleep(loop.epoll.fileno(), time.monotonic_ns() + 10_000_000_000)
+        signal.signal(signal.SIGALRM, lambda _number, _frame: None)
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        assert loop.pool.sleep(loop.epoll.fileno(), time.monotonic_ns() + 10_000_000_000) == []
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_completions_are_written_before_the_turn_looks_at_memory(
+    loop: Loop, spy: Spy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, reader = _worker(loop)
+    os.set_blocking(reader, False)
+    seen = []
+    monkeypatch.setattr(loop, "collect", lambda: seen.append(os.read(reader, 4096)))
+    loop.handlers[loop._wake_fd] = lambda _mask: _complete(loop, 1, 2)
+    loop.wake()
+    loop.turn()
+    assert [len(data) for data in seen] == [2 * frames.HEADER.size]
+    os.close(reader)
+    worker.close()
 
 
 def test_S37_an_exception_in_the_machine_leaves_the_loop_and_is_not_swallowed(

@@ -12,7 +12,7 @@ import pytest
 from mpproducer.config import Config
 from mpproducer.sender import actions as a
 from mpproducer.sender import codec
-from mpproducer.sender.batch import ProducerBatch
+from mpproducer.sender.batch import NEVER_NS, ProducerBatch
 from mpproducer.sender.counters import Counters
 from mpproducer.sender.partition import Partition
 from mpproducer.sender.store import Store
@@ -29,7 +29,7 @@ class Pool:
 
     def __init__(self) -> None:
         self.marked: list[int] = []
-        self.linked: dict[int, list[tuple[int, int]]] = {}
+        self.linked: dict[int, list[tuple[int, int, int]]] = {}
         self.words: dict[int, tuple[bool, int]] = {}  # slot -> sealed, records
         self.alive = True
         self.spans: dict[int, list[tuple[int, int]]] = {}
@@ -46,7 +46,7 @@ class Pool:
     def all_open(self) -> list[int]:
         return sorted(self.linked)
 
-    def new_batches(self, index: int, /) -> list[tuple[int, int]]:
+    def new_batches(self, index: int, /) -> list[tuple[int, int, int]]:
         taken, self.linked[index] = self.linked.get(index, []), []
         return taken
 
@@ -109,9 +109,17 @@ class Bench:
         self.used += len(data)
         return place, len(data)
 
-    def link(self, index: int, seq: int, slot: int, records: int = 1, sealed: bool = False) -> None:
+    def link(
+        self,
+        index: int,
+        seq: int,
+        slot: int,
+        records: int = 1,
+        sealed: bool = False,
+        opened_ns: int = NEVER_NS,
+    ) -> None:
         """A worker links a batch."""
-        self.pool.linked.setdefault(index, []).append((seq, slot))
+        self.pool.linked.setdefault(index, []).append((seq, slot, opened_ns))
         self.pool.words[slot] = (sealed, records)
         self.pool.marked.append(index)
 
@@ -189,17 +197,45 @@ def test_a_newer_batch_means_that_the_older_is_full(bench: Bench) -> None:
 def test_a_batch_without_a_record_is_reported_with_its_first_one(bench: Bench) -> None:
     bench.link(4, 1, 30, records=0)
     assert bench.store.collect() == []
-    assert bench.store.waits_for_worker()
+    assert bench.store.look_again_ns()
     bench.pool.words[30] = (False, 1)
     assert bench.store.collect() == [a.BatchOpened(4, 1, 30)], "although nobody announced it"
-    assert not bench.store.waits_for_worker()
+    assert not bench.store.look_again_ns()
+
+
+def test_a_batch_without_a_record_is_looked_at_again_at_once_and_then_ever_more_seldom(
+    bench: Bench,
+) -> None:
+    bench.link(4, 1, 30, records=0)
+    waits = []
+    for _ in range(10):
+        bench.store.collect()
+        waits.append(bench.store.look_again_ns())
+    assert waits[0] < 100_000
+    assert waits == sorted(waits)
+    assert waits[-1] == 1_000_000
+
+
+def test_batches_of_one_look_come_in_the_order_they_were_opened_in(bench: Bench) -> None:
+    bench.link(4, 1, 30)
+    bench.store.collect()
+    bench.pool.linked.clear()
+    for index, slot, opened_ns in ((1, 31, 300), (4, 32, 100), (9, 33, 200)):
+        bench.link(index, 2, slot, opened_ns=opened_ns)
+    bench.pool.marked += [1, 4, 9]
+    assert bench.store.collect() == [
+        a.BatchFull(30),
+        a.BatchOpened(4, 2, 32, opened_ns=100),
+        a.BatchOpened(9, 2, 33, opened_ns=200),
+        a.BatchOpened(1, 2, 31, opened_ns=300),
+    ]
 
 
 def test_a_worker_that_never_commits_does_not_keep_the_sender_awake(bench: Bench) -> None:
     bench.link(4, 1, 30, records=0)
     for _ in range(60):
         assert bench.store.collect() == []
-    assert not bench.store.waits_for_worker()
+    assert not bench.store.look_again_ns()
     bench.pool.words[30] = (True, 0)
     assert bench.store.collect_all() == [a.BatchOpened(4, 1, 30, full=True)]
 
@@ -314,7 +350,7 @@ def test_a_worker_that_is_at_it_is_waited_for_and_then_overtaken(packing: Bench)
     batch = packing.sealed(30)
     packing.pool.streams[30] = ("busy", 1, [])
     assert store.compress(batch, 1_000) is None
-    assert store.waits_for_worker()
+    assert store.look_again_ns()
     assert store.compression_done(2_000) == []
     packing.pool.streams[30] = ("done", 6, [packing.put(b"stream")])
     assert store.compression_done(3_000) == [a.Compressed(batch, 6)]
@@ -324,7 +360,7 @@ def test_a_worker_that_is_at_it_is_waited_for_and_then_overtaken(packing: Bench)
     assert store.compression_done(30_000_000) == []
     (event,) = packing.done()
     assert event.batch is slow
-    assert not store.waits_for_worker()
+    assert not store.look_again_ns()
 
 
 def test_a_stream_that_is_broken_is_made_anew_and_is_no_crash(

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from aiokafka.protocol import produce as aiokafka_produce
 
-from mpproducer.wire import framing
+from mpproducer.wire import framing, produce
 from mpproducer.wire.codec import Buffer, ProtocolError
 from mpproducer.wire.messages import PRODUCE
 from mpproducer.wire.produce import (
+    FLEXIBLE,
+    TOPIC_IDS,
     Batch,
     PartitionResult,
     decode_produce_response,
@@ -116,6 +118,32 @@ def test_answers_say_what_the_table_reads_in_them(version: int, rng: random.Rand
         for (name, results), topic in zip(told.topics, message["topics"], strict=True):
             assert name == topic["topic_id" if version >= 13 else "name"]
             assert results == [_result(p) for p in topic["partitions"]]
+
+
+@pytest.mark.parametrize("version", range(FLEXIBLE, TOPIC_IDS))
+def test_an_answer_about_one_partition_is_read_at_once_exactly_where_the_long_way_reads_the_same(
+    version: int, rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once = produce._decode_one
+    monkeypatch.setattr(produce, "_decode_one", lambda _frame, _id: None)
+    for name in ("t", "topic-é", "x" * 126, "x" * 127):
+        partition = {
+            "index": rng.randrange(1 << 31), "error_code": rng.choice((0, 19)),
+            "base_offset": rng.choice((-1, 5, 1 << 50)), "log_start_offset": 3,
+        }  # fmt: skip
+        topics = [{"name": name, "partitions": [partition]}]
+        message = {"topics": topics, "throttle_time_ms": rng.choice((0, 70_000))}
+        frame = framing.encode_response(PRODUCE, version, 3, message)[4:]
+        told = decode_produce_response(frame, version, 3)
+        assert at_once(frame, 3) == (told if len(name) < 127 else None)
+        assert at_once(frame, 4) is None
+        for at in range(len(frame)):
+            changed = bytearray(frame)
+            changed[at] ^= 1 << rng.randrange(8)
+            short = at_once(bytes(changed), 3)
+            if short is not None:
+                assert short == decode_produce_response(bytes(changed), version, 3), at
+            assert at_once(frame[:at], 3) is None
 
 
 def _result(partition: Any) -> PartitionResult:
