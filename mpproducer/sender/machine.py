@@ -41,6 +41,7 @@ from mpproducer.sender.inflight import (
     API_VERSIONS,
     InFlight,
 )
+from mpproducer.sender.load import Load
 from mpproducer.sender.metadata import Metadata
 from mpproducer.sender.nodes import Node, Nodes
 from mpproducer.sender.partition import Partition
@@ -72,9 +73,11 @@ class Machine:
         self.idempotence = Idempotence(config.enable_idempotence)
         self.nodes = Nodes(config, random, self.timers, emit, self.counters, self)
         self.metadata = Metadata(config, random, emit, self.counters, self._leader_changed, now_ns)
+        self.load = Load(config, self.nodes, self.metadata.partitions, self.timers, emit)
         self.drain = Drain(
             config,
             self.nodes,
+            self.load,
             self.idempotence,
             self.timers,
             emit,
@@ -279,8 +282,11 @@ class Machine:
 
     def _on_topic_published(self, event: actions.TopicPublished, _now_ns: int) -> None:
         self.metadata.published(event.name, event.partition_indices)
+        for index in event.partition_indices:
+            self.load.changed(self.metadata.partitions[index])
 
     def _leader_changed(self, partition: Partition, epoch: int) -> None:
+        self.load.changed(partition)
         self.drain.leader_changed(partition, epoch, self._now_ns)
 
     def _leader_unknown(self, partition: Partition) -> None:
@@ -424,6 +430,8 @@ class Machine:
         self.discovery.poke()
         if node.ready:
             self.drain.poked[node] = None
+        elif node.behind:
+            self.load.probe(node, self._now_ns)
 
     def _on_response(self, event: actions.Response, now_ns: int) -> None:
         node = self.nodes.of_conn(event.conn)
@@ -466,6 +474,8 @@ class Machine:
         self.discovery.wake = True
         if node.ready:
             self.drain.poked[node] = None
+        elif node.behind:
+            self.load.probe(node, now_ns)
 
     def node_lost(self, node: Node, lost: list[InFlight], code: int, now_ns: int) -> None:
         """Nodes: the connection is gone; its requests come back in send order."""
@@ -484,6 +494,7 @@ class Machine:
         """Nodes: the cluster has it no more; its partitions look for their leader again."""
         for partition in list(node.ready):
             self.drain.refresh(partition, now_ns)
+        self.load.drained(node)
 
     # --- invariants
 
@@ -505,6 +516,7 @@ class Machine:
         for partition in self.metadata.partitions.values():
             assert partition.on_wire == on_wire.get(partition, 0), partition
             self._check_queue(partition)
+            assert partition.available == self.load.room(partition), partition
             self.idempotence.check(partition)
         self.delivery.check()
         if not self.drain.seals:
