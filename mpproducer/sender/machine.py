@@ -484,6 +484,8 @@ class Machine:
                 self.delivery.lost(request, code, node.why, now_ns)
             else:
                 self.discovery.lost(request, now_ns)
+        if node.behind and node.retry_at_ns <= now_ns:
+            self.load.drained(node)  # nothing will bring it back by itself: to be found out anew
         if lost or node.ready:
             self.metadata.request_update()
         self.discovery.wake = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mpproducer.sender import actions as a
 from mpproducer.sender.actions import PartitionAvailable
 from tests.sender.harness import Harness
 
@@ -153,3 +154,11 @@ def test_A27_what_expired_before_the_timeout_makes_nobody_behind() -> None:
     assert len(h.completed) == 1
     h.run_ms(5_000)
     assert told(h) == [1, 1]
+
+
+def test_A27_a_connection_closed_on_our_own_wish_leaves_nobody_behind() -> None:
+    """Nothing would try it again by itself."""
+    h = behind(delivery_timeout_ms=1_000, request_timeout_ms=900)
+    h.machine.nodes.close(h.machine.nodes.brokers[0], "test", h.now_ns)
+    h.feed(a.FlushAsked())
+    assert told(h) == [1, 1, 1]
