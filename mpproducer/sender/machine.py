@@ -75,16 +75,9 @@ class Machine:
         self.metadata = Metadata(config, random, emit, self.counters, self._leader_changed, now_ns)
         self.load = Load(config, self.nodes, self.metadata.partitions, self.timers, emit)
         self.drain = Drain(
-            config,
-            self.nodes,
-            self.load,
-            self.idempotence,
-            self.timers,
-            emit,
-            self.counters,
-            self._leader_unknown,
-            self._cannot_produce,
-        )
+            config, self.nodes, self.load, self.idempotence, self.timers, emit, self.counters,
+            self._leader_unknown, self._cannot_produce,
+        )  # fmt: skip
         self.delivery = Delivery(
             config,
             self.drain,

@@ -22,6 +22,7 @@ import mpproducer.producer  # noqa: F401 - configures the core
 from mpproducer import errors
 from mpproducer._core import native
 from tests.conftest import wait_until
+from tests.core.test_append import frozen
 
 NS = 1_000_000_000
 SLOTS = 24
@@ -60,8 +61,7 @@ class Memory:
         """Head slots of all batches that are not given back, oldest first; sealed."""
         for partition in range(WRITERS):
             for _, slot in self.pool.new_batches(partition):
-                assert self.pool.seal(slot)
-                self.pool.walk(slot)
+                frozen(self.pool, slot)
                 self.kept.append(slot)
         return self.kept
 
@@ -365,8 +365,7 @@ def test_B10_memory_beyond_2_and_4_GiB_is_accounted_and_written_where_it_is(gib:
         assert memory.pool.free_slots() == slots - 4  # the last two, and round the corner
         ((_, slot),) = memory.pool.new_batches(0)
         assert slot == slots - 2
-        assert memory.pool.seal(slot)
-        *_, spans = memory.pool.walk(slot)
+        spans = frozen(memory.pool, slot)[-1]
         assert max(offset for offset, _ in spans) >= gib * (1 << 30) - 2 * SLOT
         payload: Any = memory.pool
         with memoryview(payload) as view:

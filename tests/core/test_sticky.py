@@ -12,6 +12,7 @@ import pytest
 
 import mpproducer.producer  # noqa: F401 - configures the core
 from mpproducer._core import native
+from tests.core.test_append import frozen
 
 PARTITIONS = 5
 SLOTS = 24
@@ -49,8 +50,7 @@ class Sticky:
             found.append(self.producer.send("t", b"v").partition)
             for partition in range(PARTITIONS):
                 for _, slot in self.pool.new_batches(partition):
-                    self.pool.seal(slot)
-                    self.pool.walk(slot)
+                    frozen(self.pool, slot)
                     self.pool.release(slot)
         return found
 
