@@ -211,24 +211,6 @@ def test_X2_B7_a_worker_killed_while_it_waits_for_memory_blocks_nobody(
         run.check()
 
 
-def test_X8_the_order_of_each_worker_survives_retries_new_epochs_and_lost_answers(
-    broker: Broker, scenario: Scenarios
-) -> None:
-    with scenario(retry_backoff_ms=5, reconnect_backoff_ms=5) as run:
-        run.writer.send(0).result(20)
-        workers = run.workers(3)
-        assert workers[0].moves(20)
-        for codes in ((6, 45, 19), (19, 45, 6), (45, 6, 19)):
-            faults = [run.fault(broker.on("Produce", times=1).error(code)) for code in codes]
-            faults.append(run.fault(broker.on("Produce", times=1).close_after()))
-            hit = [wait_until(lambda f=fault: f.hits == 1) for fault in faults]  # type: ignore[misc]
-            assert all(hit), faults
-        run.check()
-        found = run.counters()
-        assert found["epoch-bump-total"] > 0
-        assert found["record-retry-total"] > 0
-
-
 def test_X7_a_broker_that_takes_nothing_gets_no_more_records_without_a_key() -> None:
     """What it has holds a part of the memory; the others go on without ever filling it."""
     with Broker(brokers=2) as broker:
