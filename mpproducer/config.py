@@ -22,6 +22,8 @@ from mpproducer.config_keys import (
     boolean,
     client_id,
     key,
+    load_partitioner,
+    partitioner,
     path,
     servers,
     show_server,
@@ -31,7 +33,7 @@ from mpproducer.light import logger
 
 TYPE_CHECKING = False  # typing is dear: see light.py
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any, NoReturn
 
 
@@ -137,6 +139,17 @@ class Config:
     partitioner_ignore_keys: bool = key(
         False, boolean, "Spread records that have a key like those that have none."
     )
+    partitioner_adaptive_partitioning_enable: bool = key(
+        True,
+        boolean,
+        "Records without a key prefer partitions where fewer batches wait (KIP-794).",
+    )
+    partitioner_availability_timeout_ms: int = key(
+        0,
+        _long_duration,
+        "With adaptive partitioning: records without a key leave out the partitions of a broker"
+        " that has taken none of its batches for so long; 0: never.",
+    )
     retry_backoff_ms: int = key(
         100, _long_duration, "First wait before a failed request is repeated; doubles."
     )
@@ -195,6 +208,16 @@ class Config:
     max_topics: int = key(2_048, Whole(1, 2**20), "Topics that one sender can hold. Ours.")
     sender_idle_ms: int = key(
         1_000, _duration, "The sender ends when no process has used it for so long. Ours."
+    )
+    partitioner: str | Callable[..., Any] | None = key(
+        None,
+        partitioner,
+        "Chooses the partition of records that name none: a callable, or `module:name` of one,"
+        " called as by aiokafka and kafka-python 2: `partitioner(key, all_partitions, available)`"
+        " with bytes or None and two lists of ints, returning an int. What it raises, `send`"
+        " raises; nothing is appended then. To be pickled with its producer it must be importable."
+        " Ours; Java: `partitioner.class`.",
+        worker_only=True,
     )
     sender_start_timeout_ms: int = key(
         10_000,
@@ -272,8 +295,11 @@ class Config:
         return cls.from_user(wire)
 
     def to_wire(self) -> dict[str, Any]:
-        """Effective values as a dict of plain ones (shm/plain.py); `from_wire` reads it."""
+        """Effective values as a dict of plain ones (shm/plain.py); `from_wire` reads it. A
+        partitioner that is not given as text stays in its process."""
         values = dict(self.__dict__)
+        if not isinstance(self.partitioner, str):
+            values["partitioner"] = None
         values["bootstrap_servers"] = [show_server(*server) for server in self.bootstrap_servers]
         return values
 
@@ -285,6 +311,10 @@ class Config:
         shared = {n: v for n, v in self.to_wire().items() if not KEYS[n].worker_only}
         shared["bootstrap_servers"] = sorted(shared["bootstrap_servers"])
         return repr(sorted(shared.items()))
+
+    def load_partitioner(self) -> Callable[..., Any] | None:
+        """The user's own partitioner, imported if need be. Raises ConfigError."""
+        return load_partitioner(self.partitioner)
 
     @property
     def servers(self) -> str:

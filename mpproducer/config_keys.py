@@ -205,6 +205,39 @@ def client_id(value: object) -> str:
     return value
 
 
+def partitioner(value: object) -> str | Callable[..., Any] | None:
+    """A callable, or the 'module:name' of one; None is Java's own partitioner."""
+    if value is None or callable(value):
+        return value
+    text = value.strip() if isinstance(value, str) else ""
+    module, colon, name = text.partition(":")
+    parts = [*module.split("."), *name.split(".")]
+    if colon and all(part.isidentifier() for part in parts):
+        return text
+    raise BadValue(
+        "expected a callable of (key, all_partitions, available), or the 'module:name' of one; "
+        "without it keys are hashed as by Java's producer (murmur2)"
+    )
+
+
+def load_partitioner(given: str | Callable[..., Any] | None) -> Callable[..., Any] | None:
+    """Import what a 'module:name' names. Raises ConfigError."""
+    if not isinstance(given, str):
+        return given
+    import importlib  # here, because few need it
+
+    module, _, name = given.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"partitioner={given!r} cannot be imported: {error}") from error
+    if not callable(found):
+        raise ConfigError(f"partitioner={given!r} is a {type(found).__name__}, not a callable")
+    return found  # type: ignore[no-any-return]  # callable(Any) says no more
+
+
 def path(value: object) -> str | None:
     """An absolute path, or None."""
     if value is None:
@@ -293,7 +326,9 @@ def show_server(host: str, port: int) -> str:
 _SECURITY = "only security_protocol='PLAINTEXT' is supported yet (no TLS, no SASL)"
 _TRANSACTIONS = "transactions are not supported yet; idempotence needs no id"
 _BYTES = "send() takes bytes: encode keys and values before the call"
-_PARTITIONER = "custom partitioners are not supported; pass partition= to send()"
+_PARTITIONER = (
+    "it names a class of the Java runtime; give partitioner=, a callable or 'module:name'"
+)
 _JVM = "it names classes of the Java runtime; there is nothing like it here"
 _METRICS = "metrics are counters in shared memory, not sampled windows; leave it out"
 
@@ -307,9 +342,6 @@ UNSUPPORTED: dict[str, tuple[str, tuple[object, ...]]] = {
     "value_serializer": (_BYTES, (None,)),
     "interceptor_classes": ("interceptors are not supported; wrap send() instead", (None, [], "")),
     "partitioner_class": (_PARTITIONER, (None,)),
-    "partitioner": (_PARTITIONER, (None,)),
-    "partitioner_adaptive_partitioning_enable": ("it is not supported yet", (False,)),
-    "partitioner_availability_timeout_ms": ("it is not supported yet", (0,)),
     "enable_metrics_push": ("pushing metrics to the cluster is not supported yet", (False,)),
     "metric_reporters": (_JVM, (None, [], "")),
     "auto_include_jmx_reporter": (_JVM, (False,)),

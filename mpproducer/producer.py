@@ -68,7 +68,8 @@ class Producer(native.ProducerBase):
         record is whole in shared memory and will be sent even if this process is killed at once.
 
         `value` and `key` are bytes-like or None, `headers` a list of (str, bytes or None),
-        `partition` an int (default: murmur2 of the key, or the host's sticky partition),
+        `partition` an int (default: what `partitioner` says, else murmur2 of the key, else the
+        host's sticky partition),
         `timestamp_ms` ms since the epoch (default: now, a few ms coarse).
 
         Blocks at most `max_block_ms`, for the start of the sender, metadata and memory together.
@@ -105,6 +106,7 @@ class Producer(native.ProducerBase):
     def _setup(self, config: Config) -> None:
         self._config = config
         self._place = Rendezvous.of(config.sender_key(), config.runtime_dir)
+        self._partitioner = config.load_partitioner()
         self._max_block_ns = config.max_block_ms * _NS_PER_MS
         attach.on_setup(config, self._place)
 
@@ -114,7 +116,8 @@ class Producer(native.ProducerBase):
         return self._config
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_rebuild, (type(self), self._config.to_wire()))
+        # As it was given: who unpickles it imports it, as with everything that is pickled by name.
+        return (_rebuild, (type(self), self._config.to_wire(), self._config.partitioner))
 
     def __repr__(self) -> str:
         return f"<Producer for {self._config.servers}{', closed' if self._closed else ''}>"
@@ -132,7 +135,12 @@ class Producer(native.ProducerBase):
     ) -> None:
         link = attach.link_of(attachment)
         if link is not None:
-            topics.wait_ready(link, topic, partition, deadline_ns, self._config.max_block_ms)
+            max_block_ms = self._config.max_block_ms
+            topics.wait_ready(
+                link, topic, partition, deadline_ns, max_block_ms, lambda: bool(self._closed)
+            )
+        else:
+            topics.wait_detached(attachment, deadline_ns)
 
     # --- the rest of the public surface
 
@@ -227,6 +235,7 @@ class Producer(native.ProducerBase):
             if state == native.TOPIC_READY:
                 return list(range(count))
             self._want_topic(attachment, topic, -1, deadline_ns)
+            self._check_open()
 
     def metrics(self) -> dict[str, int]:
         """Return counters of the host's sender, and `worker-*` ones of this process.
@@ -265,7 +274,7 @@ class Producer(native.ProducerBase):
         return now_ns + int(min(timeout, _LONGEST_S) * _NS)
 
 
-def _rebuild(kind: type[Producer], wire: dict[str, Any]) -> Producer:
+def _rebuild(kind: type[Producer], wire: dict[str, Any], partitioner: object) -> Producer:
     producer = kind.__new__(kind)
-    producer._setup(Config.from_wire(wire))
+    producer._setup(Config.from_wire(wire | {"partitioner": partitioner}))
     return producer

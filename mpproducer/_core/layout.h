@@ -250,7 +250,8 @@ struct mp_ctl {
     mp_a32 topic_count;
     _Alignas(MP_LINE) mp_a32 topic_version; /* futex word: any change of the directory */
     _Alignas(MP_LINE) mp_a64 counters[MP_COUNTERS];
-    /* then, each aligned to MP_LINE: topics[], available[] (one byte per partition index) */
+    /* then, each aligned to MP_LINE: topics[], available[] (one byte per partition index): 0, or
+     * 1 + batches that wait, where records without a key may go */
 };
 
 /* One process's mapping of both segments. Pointers are private; the memory is shared. */

@@ -77,6 +77,7 @@ struct Attachment {
     int completion_fd, wake_fd;
     int sender_dead, closed, mapped;
     PyThread_type_lock turnstile, reader, memory;
+    unsigned long waiter; /* the thread that holds `memory`; 0: none does */
     uint8_t *frames; /* bytes read and not parsed yet */
     size_t frames_used, frames_room;
     uint64_t records, bytes, spreads, returns, waits, wait_ns, buffer_full, compressed, compress_failed, drained;
@@ -122,7 +123,7 @@ int attachment_drain(Attachment *a);
 /* 1: the record's batch has its outcome; 0: deadline passed; -1: exception set. */
 int attachment_wait(Attachment *a, const Pending *batch, uint32_t index, int64_t deadline_ns);
 /* 1: granted; 0: deadline passed; 2: the attachment ended; -1: exception set. */
-int attachment_wait_memory(Attachment *a, uint32_t units, int64_t deadline_ns);
+int attachment_wait_memory(Attachment *a, uint32_t units, int64_t deadline_ns, const int *closed);
 /* Of a sender that takes no more records: 1: it is gone; 0: deadline passed; -1: exception set. */
 int attachment_wait_end(Attachment *a, int64_t deadline_ns);
 /* The entry of a topic that is ready, borrowed; NULL without an exception: not ready. */

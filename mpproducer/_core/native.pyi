@@ -122,7 +122,9 @@ class Pool:
         partitions 0..count-1. Raises OverflowError when max_partitions is exceeded."""
     def topic_error(self, topic: int, code: int, message: str) -> None:
         """Publish an error for a topic that is not READY (a READY topic stays so)."""
-    def partition_available(self, partition_index: int, available: bool) -> None: ...
+    def partition_available(self, partition_index: int, available: int) -> None:
+        """Where records without a key may go: 0, not there; else 1 + batches that wait (255: or
+        more)."""
     def wake_topic_waiters(self) -> None: ...
     def sticky_advance(self, topic: int, partition: int) -> None:
         """Move the topic's sticky partition on if it still is `partition`."""
@@ -270,6 +272,7 @@ class ProducerBase:
         timestamps_ms: Any = None,
     ) -> Any: ...
     _attachment: Attachment | None
+    _partitioner: Callable[..., Any] | None
     _max_block_ns: int
     _closed: int  # non-zero: send() raises ClosedError
     def _attach(self, deadline_ns: int) -> Attachment: ...

@@ -351,8 +351,9 @@ int timeout_to_deadline(PyObject *timeout, int64_t *deadline_ns) {
 
 static void end_use(Attachment *a);
 
-/* Timed, interruptible acquire. 1 got it, 0 not within the time, -1 a signal handler raised. */
-static int acquire(PyThread_type_lock lock, int64_t deadline_ns) {
+/* Timed, interruptible acquire. 1 got it, 0 not within the time, -1 a signal handler raised. Handlers
+ * may wait for futures themselves, so *held is let go of for them: then it is NULL, and the result 0. */
+static int acquire(PyThread_type_lock lock, int64_t deadline_ns, PyThread_type_lock *held) {
     for (;;) {
         if (PyThread_acquire_lock(lock, NOWAIT_LOCK)) return 1;
         int64_t left = deadline_ns == INT64_MAX ? SLICE_NS * 4 : deadline_ns - mp_now_ns();
@@ -363,7 +364,13 @@ static int acquire(PyThread_type_lock lock, int64_t deadline_ns) {
         status = PyThread_acquire_lock_timed(lock, left / 1000 + 1, 1);
         Py_END_ALLOW_THREADS
         if (status == PY_LOCK_ACQUIRED) return 1;
-        if (status == PY_LOCK_INTR && PyErr_CheckSignals() < 0) return -1;
+        if (status != PY_LOCK_INTR) continue;
+        if (held) {
+            PyThread_release_lock(*held);
+            *held = NULL;
+        }
+        if (PyErr_CheckSignals() < 0) return -1;
+        if (held) return 0;
     }
 }
 
@@ -378,12 +385,13 @@ static int is_told(const Pending *batch, uint32_t index) {
  * `seen` is a->drained from when the caller last looked at what it waits for. Frames that came
  * since, while it queued, may be the ones: it looks again before it polls for more. */
 static int lead(Attachment *a, uint64_t seen, int64_t deadline_ns) {
-    int got = acquire(a->turnstile, deadline_ns);
+    int got = acquire(a->turnstile, deadline_ns, NULL);
     if (got <= 0) return got;
-    got = acquire(a->reader, deadline_ns);
-    PyThread_release_lock(a->turnstile);
+    PyThread_type_lock turnstile = a->turnstile;
+    got = acquire(a->reader, deadline_ns, &turnstile);
+    if (turnstile) PyThread_release_lock(turnstile);
     if (got <= 0) return got;
-    int result = 1;
+    int result = 1, interrupted = 0;
     PyObject *due = NULL;
     if (a->drained == seen && a->completion_fd >= 0 && !a->sender_dead) {
         struct pollfd fd = {a->completion_fd, POLLIN, 0};
@@ -398,9 +406,10 @@ static int lead(Attachment *a, uint64_t seen, int64_t deadline_ns) {
         ready = ppoll(&fd, 1, &slice, NULL);
         Py_END_ALLOW_THREADS
         if (ready > 0) read_pipe(a, &due);
-        if (ready < 0 && errno == EINTR && PyErr_CheckSignals() < 0) result = -1;
+        interrupted = ready < 0 && errno == EINTR;
     }
     PyThread_release_lock(a->reader);
+    if (interrupted && PyErr_CheckSignals() < 0) result = -1; /* handlers may wait, too */
     if (due) run_callbacks(due); /* they may wait for other futures: not under `reader` */
     return result;
 }
@@ -420,18 +429,23 @@ int attachment_wait(Attachment *a, const Pending *batch, uint32_t index, int64_t
     return result < 0 ? -1 : is_told(batch, index);
 }
 
-int attachment_wait_memory(Attachment *a, uint32_t units, int64_t deadline_ns) {
+int attachment_wait_memory(Attachment *a, uint32_t units, int64_t deadline_ns, const int *closed) {
     const int64_t start = mp_now_ns();
     Py_INCREF((PyObject *)a);
     a->users++; /* before the lock: whoever closes meanwhile must not unmap under us */
-    const int got = acquire(a->memory, deadline_ns);
+    /* A signal handler that sends in the midst of a wait of its own thread takes that wait over: it
+     * would wait for itself. The interrupted one draws a new ticket afterwards. */
+    const int nested = a->waiter == PyThread_get_thread_ident();
+    const int got = nested ? 1 : acquire(a->memory, deadline_ns, NULL);
     if (got <= 0 || !attachment_usable(a)) {
         const int ended = !attachment_usable(a);
-        if (got > 0) PyThread_release_lock(a->memory);
+        if (got > 0 && !nested) PyThread_release_lock(a->memory);
         end_use(a);
         return got < 0 ? -1 : ended ? 2 : 0;
     }
-    a->waits++;
+    if (nested && mp_wait_end(&a->writer)) mp_drop_stash(&a->writer);
+    a->waiter = PyThread_get_thread_ident();
+    const uint64_t wait = ++a->waits;
     a->acting++;
     int result = 0;
     PyObject *due = NULL;
@@ -446,18 +460,25 @@ int attachment_wait_memory(Attachment *a, uint32_t units, int64_t deadline_ns) {
             result = -1;
             break;
         }
-        if (a->closed || a->sender_dead) break;
+        if (a->waits != wait) break;
+        if (a->closed || a->sender_dead || *closed) break;
         drain_into(a, &due); /* notices the sender's death, and lets completions free the pipe */
         if (a->sender_dead || due) break;
     }
-    const int granted = mp_wait_end(&a->writer);
+    const int over = a->waits != wait; /* by a handler's wait, which has ended */
+    const int granted = !over && mp_wait_end(&a->writer);
     /* What nobody will append with is not kept, and nothing is kept while callbacks run: one that
      * sends may need it, and so may one that closes. */
     if (granted && (result < 0 || due || !attachment_usable(a))) mp_drop_stash(&a->writer);
-    if (result == 0) result = !attachment_usable(a) ? 2 : granted || due ? 1 : 0;
+    const int again = granted || due || over || *closed ||
+                      atomic_load_explicit(&a->writer.region.ctl->closed, memory_order_relaxed);
+    if (result == 0) result = !attachment_usable(a) ? 2 : again;
     a->wait_ns += (uint64_t)(mp_now_ns() - start);
     a->acting--;
-    PyThread_release_lock(a->memory);
+    if (!nested) {
+        a->waiter = 0;
+        PyThread_release_lock(a->memory);
+    }
     end_use(a);
     if (due) run_callbacks(due); /* they may send, and wait for memory themselves */
     return result;
@@ -697,6 +718,7 @@ static PyObject *method_forget(Attachment *a, PyObject *Py_UNUSED(ignored)) {
     a->turnstile = PyThread_allocate_lock();
     a->reader = PyThread_allocate_lock();
     a->memory = PyThread_allocate_lock();
+    a->waiter = 0;
     fail_all(a, MP_FATE_UNKNOWN, MP_REASON_WRONG_PROCESS,
              "the future belongs to the process that called send(), not to its forked child",
              &ready);

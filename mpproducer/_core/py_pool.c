@@ -413,14 +413,14 @@ static PyObject *pool_topic_error(Pool *self, PyObject *args) {
 }
 
 static PyObject *pool_partition_available(Pool *self, PyObject *args) {
-    unsigned index;
-    int available;
-    if (!PyArg_ParseTuple(args, "Ip", &index, &available) || !check_open(self)) return NULL;
+    unsigned index, available;
+    if (!PyArg_ParseTuple(args, "II", &index, &available) || !check_open(self)) return NULL;
     if (index >= self->sender.region.max_partitions) {
         PyErr_Format(PyExc_IndexError, "partition index %u is out of range", index);
         return NULL;
     }
-    atomic_store_explicit(&self->sender.region.available[index], (uint8_t)available,
+    atomic_store_explicit(&self->sender.region.available[index],
+                          (uint8_t)(available < 255 ? available : 255),
                           memory_order_relaxed);
     Py_RETURN_NONE;
 }

@@ -126,6 +126,7 @@ TopicRef *producer_find_topic(Producer *self, Attachment *a, PyObject *topic, in
         if (ref && partition < (int64_t)atomic_load_explicit(&ref->topic->partition_count,
                                                              memory_order_acquire))
             return ref;
+        if (producer_check_open(self) < 0) return NULL; /* another thread ended the wait so */
         start_clock(self, deadline);
         PyObject *done = PyObject_CallMethod((PyObject *)self, "_want_topic", "OOLL",
                                              (PyObject *)a, topic, (long long)partition,
@@ -136,16 +137,38 @@ TopicRef *producer_find_topic(Producer *self, Attachment *a, PyObject *topic, in
     }
 }
 
+/* KIP-794: where unkeyed records go next. Each partition that takes them is drawn by how much less
+ * waits there than where most waits; all alike where none takes them. */
 static uint32_t next_sticky(Attachment *a, const TopicRef *ref, uint32_t count, uint32_t current) {
-    if (count == 1) return 0;
-    for (int tries = 0; tries < 8; tries++) {
-        const uint32_t pick = (uint32_t)(attachment_random(a) >> 33) % count;
-        const uint32_t index = mp_topic_index(ref->topic, pick);
-        if (pick != current &&
-            atomic_load_explicit(&a->writer.region.available[index], memory_order_relaxed))
-            return pick;
+    const mp_a8 *room = a->writer.region.available;
+    uint64_t most = 0, able = 0, sum = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        const uint64_t load = atomic_load_explicit(&room[mp_topic_index(ref->topic, i)],
+                                                   memory_order_relaxed);
+        if (load == 0 || i == current) continue;
+        able++;
+        sum += load;
+        if (load > most) most = load;
     }
-    return (uint32_t)(attachment_random(a) >> 33) % count;
+    const uint64_t drawn = attachment_random(a) >> 33;
+    if (able == 0) {
+        if (current < count &&
+            atomic_load_explicit(&room[mp_topic_index(ref->topic, current)], memory_order_relaxed))
+            return current;
+        return (uint32_t)(drawn % count);
+    }
+    uint64_t left = drawn % (able * (most + 1) - sum);
+    uint32_t last = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        const uint64_t load = atomic_load_explicit(&room[mp_topic_index(ref->topic, i)],
+                                                   memory_order_relaxed);
+        if (load == 0 || i == current) continue;
+        last = i;
+        const uint64_t weight = load < most ? most + 1 - load : 1; /* it may have grown meanwhile */
+        if (left < weight) return i;
+        left -= weight;
+    }
+    return last;
 }
 
 uint32_t sticky_partition(Attachment *a, const TopicRef *ref, uint32_t count) {
@@ -234,7 +257,7 @@ int producer_wait(Producer *self, Attachment *a, const struct mp_record *record,
     }
     start_clock(self, deadline);
     if (status == MP_NO_MEMORY) {
-        const int got = attachment_wait_memory(a, units, *deadline);
+        const int got = attachment_wait_memory(a, units, *deadline, &self->closed);
         if (got == 1 && self->closed && attachment_usable(a))
             mp_drop_stash(&a->writer); /* the caller appends no more */
         if (got != 0) return got < 0 ? -1 : 0; /* 2: the attachment ended, the caller attaches */
@@ -277,6 +300,16 @@ static PyObject *send_record(Producer *self, struct request *r, int64_t explicit
         }
         const uint32_t count =
             atomic_load_explicit(&ref->topic->partition_count, memory_order_acquire);
+        if (explicit_partition < 0 && self->partitioner != Py_None) {
+            struct choice choice;
+            if (choice_begin(&choice, a, ref) == 0) {
+                explicit_partition = choice_ask(&choice, self, r->topic, &r->record);
+                choice_end(&choice);
+            }
+            Py_DECREF((PyObject *)a);
+            if (explicit_partition < 0) return NULL;
+            continue;
+        }
         int sticky = 0;
         const uint32_t partition = explicit_partition >= 0
                                        ? (uint32_t)explicit_partition
@@ -341,12 +374,14 @@ static PyObject *producer_tp_new(PyTypeObject *type, PyObject *Py_UNUSED(args),
     Producer *self = (Producer *)type->tp_alloc(type, 0);
     if (!self) return NULL;
     self->attachment = Py_NewRef(Py_None);
+    self->partitioner = Py_NewRef(Py_None);
     self->max_block_ns = INT64_C(60000000000);
     return (PyObject *)self;
 }
 
 static void producer_dealloc(Producer *self) {
     Py_XDECREF(self->attachment);
+    Py_XDECREF(self->partitioner);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
@@ -362,6 +397,7 @@ static PyMethodDef producer_methods[] = {
 
 static PyMemberDef producer_members[] = {
     {"_attachment", T_OBJECT, offsetof(Producer, attachment), 0, NULL},
+    {"_partitioner", T_OBJECT, offsetof(Producer, partitioner), 0, NULL},
     {"_max_block_ns", T_LONGLONG, offsetof(Producer, max_block_ns), 0, NULL},
     {"_closed", T_INT, offsetof(Producer, closed), 0, NULL},
     {NULL, 0, 0, 0, NULL},

@@ -7,6 +7,7 @@
 typedef struct {
     PyObject_HEAD
     PyObject *attachment; /* Attachment or None */
+    PyObject *partitioner; /* the user's own, or None */
     long long max_block_ns;
     int closed;
 } Producer;
@@ -70,6 +71,21 @@ static inline void sticky_appended(Attachment *a, TopicRef *ref, uint32_t count,
     else if (++ref->turns == CONTENTION_TURNS || ref->own)
         follow_contention(a, ref, count, place);
 }
+
+/* What a partitioner of the user is shown of a topic: lists of all its partitions, and of those that
+ * take records now. */
+struct choice {
+    PyObject *all, *available;
+    uint32_t count;
+};
+/* 0, or -1 with an exception; undone by choice_end. */
+int choice_begin(struct choice *choice, Attachment *a, const TopicRef *ref);
+void choice_end(struct choice *choice);
+/* Where it puts a record; -1 with its exception, or with one that says what it returned. It may do
+ * anything: the attachment may have ended afterwards. */
+int64_t choice_ask(const struct choice *choice, Producer *self, PyObject *topic,
+                   const struct mp_record *record);
+
 /* The batch of records just appended; attachment_reserve() was called before. */
 static inline Pending *batch_of(Attachment *a, PyObject *topic, uint32_t partition,
                                 const struct mp_place *place) {

@@ -313,6 +313,52 @@ static Py_ssize_t send_chunk(struct sending *s, Py_ssize_t at) {
 
 /* --- the call */
 
+/* Has the user's partitioner choose for every record that names no partition; its choices become the
+ * column of partitions. 0, or -1 with an exception: nothing is appended yet. */
+static int ask_partitioner(struct sending *s) {
+    if (s->self->partitioner == Py_None || s->partition >= 0 || s->count == 0) return 0;
+    struct column chosen = {.what = "partition", .length = s->count, .form = FORM_INT64};
+    struct choice choice;
+    if (ready(s, -1) < 0 || choice_begin(&choice, s->a, s->ref) < 0) return -1;
+    chosen.held = PyBytes_FromStringAndSize(NULL, s->count * 8);
+    chosen.pieces = PyMem_Calloc(1, sizeof *chosen.pieces);
+    if (!chosen.held || !chosen.pieces) {
+        if (!PyErr_Occurred()) PyErr_NoMemory();
+        goto failed;
+    }
+    char *numbers = PyBytes_AS_STRING(chosen.held);
+    chosen.piece_count = 1;
+    chosen.pieces[0] = (struct piece){
+        .length = s->count, .rows = (const uint8_t *)numbers, .stride = 8};
+    for (Py_ssize_t at = 0; at < s->count; at++) {
+        int64_t partition = NO_INT;
+        struct request r = {.view_count = 0, .headers = NULL, .record.key_bytes = -1};
+        if (s->partitions.length >= 0) read_integers(&s->partitions, at, 1, &partition);
+        if (partition == NO_INT) {
+            if (s->keys.objects) {
+                if (take_bytes(&r, PyTuple_GET_ITEM(s->keys.objects, at), "key", &r.record.key,
+                               &r.record.key_bytes) < 0)
+                    goto failed;
+            } else if (s->keys.length >= 0 && read_bytes(&s->keys, at, 1, &r.record, 1) < 0) {
+                PyErr_SetString(PyExc_ValueError, "keys: the offsets have changed meanwhile");
+                goto failed;
+            }
+            partition = choice_ask(&choice, s->self, s->topic, &r.record);
+            release_record(&r);
+            if (partition < 0) goto failed;
+        }
+        memcpy(numbers + at * 8, &partition, 8);
+    }
+    choice_end(&choice);
+    release_column(&s->partitions);
+    s->partitions = chosen;
+    return 0;
+failed:
+    choice_end(&choice);
+    release_column(&chosen);
+    return -1;
+}
+
 /* An error amid many records (closed, no memory, no sender): those that are appended keep their
  * futures, so the error becomes the outcome of the rest. Before the first it is raised, unless it
  * is of the kind that send() returns in a future. */
@@ -369,7 +415,7 @@ static PyObject *send_all(struct sending *s) {
     s->runs = runs_new(s->count);
     if (!s->runs) return NULL;
     s->runs->timestamp_ms = s->now_ms;
-    int failed = s->count > 0 && prepare(s) < 0;
+    int failed = s->count > 0 && (ask_partitioner(s) < 0 || prepare(s) < 0);
     uint32_t chunks = 0;
     for (Py_ssize_t at = 0; !failed && at < s->count;) {
         const Py_ssize_t sent = send_chunk(s, at);

@@ -17,19 +17,21 @@ class FrameTooLarge(ConnectionError):
 class FrameReader:
     """Collects Kafka frames (i32 length, then that many bytes) from one connection."""
 
-    __slots__ = ("_buffer", "_filled", "_max", "_view")
+    __slots__ = ("_buffer", "_filled", "_max", "_view", "refused")
 
     def __init__(self, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
         self._max = max_frame_bytes
         self._buffer = bytearray(_START_BYTES)
         self._view = memoryview(self._buffer)
         self._filled = 0
+        self.refused: FrameTooLarge | None = None  # behind the last frames: nothing can follow
 
     def read(self, read_into: Callable[[memoryview], int]) -> tuple[int, list[bytes]]:
         """Receive once; returns (bytes received, complete frames without their length).
 
-        Raises FrameTooLarge for a negative or oversize length before any memory is taken for it,
-        and whatever `read_into` raises.
+        A negative or oversize length is refused before any memory is taken for it: raises
+        FrameTooLarge, or leaves it in `refused` when whole frames came before it, which count.
+        Raises whatever `read_into` raises.
         """
         count = read_into(self._view[self._filled :])
         self._filled += count
@@ -41,10 +43,13 @@ class FrameReader:
         while self._filled - start >= 4:
             length = int.from_bytes(buffer[start : start + 4], "big")
             if length > self._max:
-                raise FrameTooLarge(
+                self.refused = FrameTooLarge(
                     f"a frame of {length} bytes was announced; is a Kafka broker there, and does "
                     "it expect PLAINTEXT?"
                 )
+                if not frames:
+                    raise self.refused
+                return count, frames
             end = start + 4 + length
             if end > self._filled:
                 self._make_room(start, 4 + length)

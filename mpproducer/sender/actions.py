@@ -331,10 +331,10 @@ class PublishTopicError:
 
 @dataclass(slots=True)
 class PartitionAvailable:
-    """The partition has, or has not, a leader that can be reached."""
+    """The load that workers know: 0 takes no record without a key, else 1 + batches that wait."""
 
     partition_index: int
-    available: bool
+    available: int
 
 
 # --- actions: network

@@ -138,7 +138,6 @@ class ProducerBatch:
         "deadline_ns",
         "doom",
         "due",
-        "epoch_skipped",
         "first",
         "gapped",
         "leader_epoch",
@@ -191,7 +190,6 @@ class ProducerBatch:
         self.attempts = 0
         self.backoff_until_ns = 0
         self.leader_epoch = -1
-        self.epoch_skipped = False
         self.unsure = False
         self.gapped = False
         self.parts: Parts | None = None

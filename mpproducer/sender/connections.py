@@ -160,6 +160,8 @@ class Connections:
             self._take(connection, frame)
             if connection.conn not in self._by_conn:
                 return  # closed while a response was handled
+        if connection.reader.refused is not None:
+            raise connection.reader.refused
 
     def _take(self, connection: Connection, frame: bytes) -> None:
         if not connection.expected:

@@ -281,7 +281,7 @@ class Delivery:
             self.unreleased += 1
             self.aging[new] = None
             self._timers.at(new.deadline_ns, self._part_due, new)
-            partition.requeue(new)
+            self._drain.requeue(new)
         self._free(batch)
         self._drain.refresh(partition, now_ns)
 

@@ -33,6 +33,7 @@ from mpproducer.sender.batch import (
 )
 from mpproducer.sender.idempotence import Idempotence
 from mpproducer.sender.inflight import API_PRODUCE
+from mpproducer.sender.load import Load
 from mpproducer.sender.nodes import READY, Node, Nodes
 from mpproducer.sender.partition import Partition
 from mpproducer.sender.retry import MS
@@ -54,6 +55,7 @@ class Drain:
         self,
         config: Config,
         nodes: Nodes,
+        load: Load,
         idempotence: Idempotence,
         timers: Timers,
         emit: Callable[[Action], None],
@@ -62,6 +64,7 @@ class Drain:
         cannot_produce: Callable[[Node, int], None],
     ) -> None:
         self._nodes = nodes
+        self._load = load
         self._idempotence = idempotence
         self._timers = timers
         self._emit = emit
@@ -86,6 +89,8 @@ class Drain:
         """A batch got its first record."""
         partition = batch.partition
         partition.queue.append(batch)
+        if len(partition.queue) > 1:
+            self._load.changed(partition)
         due_ns = batch.created_ns + self._linger_ns
         if full or self.hurry or due_ns <= now_ns:
             batch.due = True
@@ -268,6 +273,7 @@ class Drain:
         if node.sealing or not node.ready:
             return
         if not node.can_send(now_ns):
+            self._load.blocked(node, now_ns)
             if node.state is not READY:
                 self._nodes.connect(node, now_ns)
             return
@@ -312,6 +318,8 @@ class Drain:
                 queue.popleft()
             else:
                 queue.remove(batch)
+            if partition.available > 1:
+                self._load.changed(partition)
             self._idempotence.assign(batch)
             if batch.state is RETRY_WAIT:
                 batch.to(QUEUED)
@@ -325,6 +333,8 @@ class Drain:
             partition.wire_node = node
             counters.record_send_total += batch.records
             counters.byte_total += batch.wire_bytes
+        if node.blocked_ns is not None:
+            self._load.drained(node)
         counters.batch_send_total += len(batches)
         counters.produce_request_total += 1
         version = node.produce_version
@@ -348,15 +358,20 @@ class Drain:
         """A queued batch got its outcome without being sent: take it out of its queue."""
         partition = batch.partition
         partition.queue.remove(batch)
+        self._load.changed(partition)
         self.refresh(partition, now_ns)
+
+    def requeue(self, batch: ProducerBatch) -> None:
+        """Put a retry, or a part of a split batch, into its place in the queue."""
+        batch.partition.requeue(batch)
+        self._load.changed(batch.partition)
 
     def back(self, batch: ProducerBatch, wait_ns: int, now_ns: int) -> None:
         """A batch returns for another attempt after `wait_ns`."""
         batch.to(RETRY_WAIT)
         batch.memory_to(HELD)
         batch.backoff_until_ns = now_ns + wait_ns
-        batch.epoch_skipped = False
-        batch.partition.requeue(batch)
+        self.requeue(batch)
         if wait_ns:
             self._timers.at(batch.backoff_until_ns, self._backoff_over, batch)
 
@@ -371,8 +386,7 @@ class Drain:
             if batch.state is OPEN:
                 break
             waits = batch.state is RETRY_WAIT
-            if waits and epoch > batch.leader_epoch and not batch.epoch_skipped:
-                batch.epoch_skipped = True
+            if waits and epoch > batch.leader_epoch:
                 batch.backoff_until_ns = now_ns
         self.refresh(partition, now_ns)
 

@@ -95,6 +95,7 @@ class Loop:
         self._events: deque[Event] = deque()
         self._answers: deque[Event] = deque()
         self._feeding = False
+        self._directory_changed = False
         self._released = False
         self._publish_ns = self.now_ns  # NEVER_NS: nothing happened since the last time
         self._backlogged: dict[int, Worker] = {}
@@ -221,6 +222,10 @@ class Loop:
                     apply[type(action)](action)
         finally:
             self._feeding = False
+        if self._directory_changed:
+            # Not before: who waits is to find a new topic with what is known of its partitions.
+            self._directory_changed = False
+            self.pool.wake_topic_waiters()
 
     def feed_all(self, found: list[Event]) -> None:
         """Report several events in order."""
@@ -322,11 +327,11 @@ class Loop:
             self.pool.topic_error(action.topic_index, 0, message)
         else:
             self._answers.append(actions.TopicPublished(action.name, tuple(indices)))
-        self.pool.wake_topic_waiters()
+        self._directory_changed = True
 
     def _publish_topic_error(self, action: actions.PublishTopicError) -> None:
         self.pool.topic_error(action.topic_index, action.code, action.message)
-        self.pool.wake_topic_waiters()
+        self._directory_changed = True
 
     def _partition_available(self, action: actions.PartitionAvailable) -> None:
         self.pool.partition_available(action.partition_index, action.available)

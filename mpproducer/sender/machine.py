@@ -41,6 +41,7 @@ from mpproducer.sender.inflight import (
     API_VERSIONS,
     InFlight,
 )
+from mpproducer.sender.load import Load
 from mpproducer.sender.metadata import Metadata
 from mpproducer.sender.nodes import Node, Nodes
 from mpproducer.sender.partition import Partition
@@ -72,16 +73,11 @@ class Machine:
         self.idempotence = Idempotence(config.enable_idempotence)
         self.nodes = Nodes(config, random, self.timers, emit, self.counters, self)
         self.metadata = Metadata(config, random, emit, self.counters, self._leader_changed, now_ns)
+        self.load = Load(config, self.nodes, self.metadata.partitions, self.timers, emit)
         self.drain = Drain(
-            config,
-            self.nodes,
-            self.idempotence,
-            self.timers,
-            emit,
-            self.counters,
-            self._leader_unknown,
-            self._cannot_produce,
-        )
+            config, self.nodes, self.load, self.idempotence, self.timers, emit, self.counters,
+            self._leader_unknown, self._cannot_produce,
+        )  # fmt: skip
         self.delivery = Delivery(
             config,
             self.drain,
@@ -288,8 +284,11 @@ class Machine:
 
     def _on_topic_published(self, event: actions.TopicPublished, _now_ns: int) -> None:
         self.metadata.published(event.name, event.partition_indices)
+        for index in event.partition_indices:
+            self.load.changed(self.metadata.partitions[index])
 
     def _leader_changed(self, partition: Partition, epoch: int) -> None:
+        self.load.changed(partition)
         self.drain.leader_changed(partition, epoch, self._now_ns)
 
     def _leader_unknown(self, partition: Partition) -> None:
@@ -433,6 +432,8 @@ class Machine:
         self.discovery.poke()
         if node.ready:
             self.drain.poked[node] = None
+        elif node.behind:
+            self.load.probe(node, self._now_ns)
 
     def _on_response(self, event: actions.Response, now_ns: int) -> None:
         node = self.nodes.of_conn(event.conn)
@@ -475,6 +476,8 @@ class Machine:
         self.discovery.wake = True
         if node.ready:
             self.drain.poked[node] = None
+        elif node.behind:
+            self.load.probe(node, now_ns)
 
     def node_lost(self, node: Node, lost: list[InFlight], code: int, now_ns: int) -> None:
         """Nodes: the connection is gone; its requests come back in send order."""
@@ -483,6 +486,8 @@ class Machine:
                 self.delivery.lost(request, code, node.why, now_ns)
             else:
                 self.discovery.lost(request, now_ns)
+        if node.behind and node.retry_at_ns <= now_ns:
+            self.load.drained(node)  # nothing will bring it back by itself: to be found out anew
         if lost or node.ready:
             self.metadata.request_update()
         self.discovery.wake = True
@@ -493,6 +498,7 @@ class Machine:
         """Nodes: the cluster has it no more; its partitions look for their leader again."""
         for partition in list(node.ready):
             self.drain.refresh(partition, now_ns)
+        self.load.drained(node)
 
     # --- invariants
 
@@ -514,6 +520,7 @@ class Machine:
         for partition in self.metadata.partitions.values():
             assert partition.on_wire == on_wire.get(partition, 0), partition
             self._check_queue(partition)
+            assert partition.available == self.load.room(partition), partition
             self.idempotence.check(partition)
         self.delivery.check()
         if not self.drain.seals:

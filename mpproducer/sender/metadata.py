@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING
 from mpproducer.sender import error_table
 from mpproducer.sender.actions import (
     Action,
-    PartitionAvailable,
     PublishTopic,
     PublishTopicError,
 )
 from mpproducer.sender.batch import NEVER_NS, NO_SEQUENCE
-from mpproducer.sender.partition import NO_LEADER, Partition
+from mpproducer.sender.partition import Partition
 from mpproducer.sender.requests import BrokerInfo, PartitionInfo, TopicInfo
 from mpproducer.sender.retry import MS, Backoff, Randomness
 
@@ -276,10 +275,6 @@ class Metadata:
         partition.leader = leader
         if epoch >= 0:
             partition.leader_epoch = epoch
-        available = leader != NO_LEADER
-        if available != partition.available:
-            partition.available = available
-            self._emit(PartitionAvailable(partition.index, available))
         if changed or newer:
             self._leader_changed(partition, epoch)
 

@@ -68,6 +68,9 @@ class Node:
     __slots__ = (
         "addresses",
         "attempted_ns",
+        "behind",
+        "blocked_armed",
+        "blocked_ns",
         "conn",
         "failures",
         "host",
@@ -113,6 +116,8 @@ class Node:
         self.why = ""
         self.ready: OrderedDict[Partition, None] = OrderedDict()
         self.sealing = False  # the answer to a `Seal` for its next request is awaited
+        self.blocked_ns: int | None = None  # since when it takes none of its batches (load.py)
+        self.blocked_armed = self.behind = False
 
     def can_send(self, now_ns: int) -> bool:
         """READY, not throttled, and the in-flight queue takes one more."""
@@ -498,10 +503,11 @@ class Nodes:
         node.idle_armed = False
         if node.state is not READY:
             return
-        due_ns = node.used_ns + self._idle_ns
-        if node.in_flight or node.ready or due_ns > now_ns:
+        busy = node.in_flight or node.ready
+        due_ns = (now_ns if busy else node.used_ns) + self._idle_ns
+        if due_ns > now_ns:
             node.idle_armed = True
-            self._timers.at(max(due_ns, now_ns + MS), self._idle_due, node)
+            self._timers.at(due_ns, self._idle_due, node)
             return
         self.close(node, "idle", now_ns)
 

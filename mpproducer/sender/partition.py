@@ -57,7 +57,7 @@ class Partition:
         self.index = index
         self.leader = NO_LEADER
         self.leader_epoch = -1
-        self.available = False
+        self.available = 1  # as published: 0, or 1 + batches that wait (load.py)
         self.queue: deque[ProducerBatch] = deque()
         self.sequenced: list[ProducerBatch] = []
         self.on_wire = 0

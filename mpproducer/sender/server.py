@@ -429,12 +429,17 @@ class Server:
 def _pidfd_of(sock: socket.socket, pid: int) -> int:
     """A pidfd of the peer. SO_PEERPIDFD names the process that connected even if its pid was
     taken by another one since; older kernels have only the pid."""
-    with contextlib.suppress(OSError):
-        raw = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD, 4)
-        pidfd: int = struct.unpack("i", raw)[0]
-        os.set_inheritable(pidfd, False)
-        return pidfd
     try:
-        return os.pidfd_open(pid)
+        try:
+            raw = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD, 4)
+        except OSError as error:
+            # Whatever else is wrong (it has ended, or we have no descriptor left): its pid may be
+            # another process's by now.
+            if error.errno != errno.ENOPROTOOPT:
+                raise
+            return os.pidfd_open(pid)
     except OSError as error:
         raise Refused("uid", f"the process {pid} cannot be watched: {error}") from error
+    pidfd: int = struct.unpack("i", raw)[0]
+    os.set_inheritable(pidfd, False)
+    return pidfd

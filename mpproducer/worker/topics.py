@@ -10,14 +10,25 @@ from __future__ import annotations
 import time
 
 from mpproducer._core import native
-from mpproducer.errors import AuthorizationFailed, InvalidTopic, MetadataTimeout, SenderError
+from mpproducer.errors import (
+    AuthorizationFailed,
+    InvalidTopic,
+    MetadataTimeout,
+    NotSent,
+    SenderError,
+)
 from mpproducer.light import suppress
 from mpproducer.worker.attach import Link
+
+TYPE_CHECKING = False  # typing is dear: see light.py
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _MAX_NAME_LENGTH = 249
 _PUNCTUATION_GONE = dict.fromkeys(map(ord, "._-"))
 _ASK_AGAIN_NS = 1_000_000_000
 _TROUBLES_NS = 100_000_000
+_DETACHING_S = 0.001
 _INVALID_TOPIC = 17
 _AUTHORIZATION = (29, 31)
 
@@ -33,17 +44,24 @@ def check_name(topic: str) -> None:
         )
 
 
-def wait_ready(link: Link, topic: str, partition: int, deadline_ns: int, max_block_ms: int) -> None:
+def wait_ready(
+    link: Link,
+    topic: str,
+    partition: int,
+    deadline_ns: int,
+    max_block_ms: int,
+    is_closed: Callable[[], bool],
+) -> None:
     """Return once the topic is in the directory and has `partition` (-1: any).
 
     Raises InvalidTopic, AuthorizationFailed, or MetadataTimeout at the deadline, naming the topic,
-    the partition and the last error the cluster gave. Returns early when the sender died: the
-    caller attaches again.
+    the partition and the last error the cluster gave. Returns early when the sender died, and the
+    caller attaches again, or when the producer was closed.
     """
     check_name(topic)
     attachment = link.attachment
     asked_ns = 0
-    while link.usable():
+    while link.usable() and not is_closed():
         try:
             version = attachment.topic_version()
             state, count, code, message = attachment.topic(topic)
@@ -69,6 +87,16 @@ def wait_ready(link: Link, topic: str, partition: int, deadline_ns: int, max_blo
                 return
         with suppress(ValueError):
             attachment.wait_topics(version, min(deadline_ns - now_ns, _ASK_AGAIN_NS))
+
+
+def wait_detached(attachment: native.Attachment, deadline_ns: int) -> None:
+    """Return once the thread that detaches this attachment, whose link is gone already, has closed
+    it, so that the caller attaches anew. Raises NotSent at the deadline: that thread runs callbacks
+    of the user on its way."""
+    while not (attachment.closed or attachment.sender_dead):
+        if time.monotonic_ns() >= deadline_ns:
+            raise NotSent("another thread of this process detaches, and did not end in time")
+        time.sleep(_DETACHING_S)
 
 
 def _raise_fatal(topic: str, code: int, message: str) -> None:

@@ -172,6 +172,9 @@ def check_illegal(producer: mpproducer.Producer, topic: str) -> None:
     assert not found.value.retriable
     assert isinstance(found.value, errors.NotWritten)
     assert (future.topic, future.partition) == (topic, -1)
+    called: list[mpproducer.DeliveryFuture] = []
+    future.add_done_callback(called.append)
+    assert called == [future]
     assert repr(future) == f"<DeliveryFuture {topic} failed>"
     with pytest.raises(mpproducer.InvalidTopic):
         producer.partitions_for(topic)
@@ -320,6 +323,25 @@ def test_sequences_of_every_kind_can_be_sent(producer: mpproducer.Producer, brok
     stored = broker.records(TOPIC, 0)
     assert [record.value for record in stored] == [b"%d" % n for n in range(7)]
     assert (stored[6].key, stored[6].timestamp_ms) == (b"k", 1234)
+
+
+def test_C12_what_is_changed_after_send_changes_nothing_that_was_sent(
+    producer: mpproducer.Producer, broker: Broker
+) -> None:
+    broker.on("Produce").delay(0.2)
+    value, key, header = bytearray(b"value"), bytearray(b"key"), bytearray(b"header")
+    headers: list[tuple[str, Any]] = [("h", header)]
+    values = [bytearray(b"many")]
+    future = producer.send(TOPIC, value, key=key, headers=headers, partition=0)
+    many = producer.send_many(TOPIC, values, partition=0)
+    value[:], key[:], header[:], values[0][:] = b"VALUE", b"KEY", b"HEADER", b"MANY"
+    headers.clear()
+    values.clear()
+    future.result(20)
+    many.result(20)
+    first, second = broker.records(TOPIC, 0)
+    assert (first.value, first.key, first.headers) == (b"value", b"key", (("h", b"header"),))
+    assert second.value == b"many"
 
 
 def test_C10_a_closed_producer_raises_and_what_it_had_taken_is_delivered(broker: Broker) -> None:

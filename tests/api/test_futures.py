@@ -269,7 +269,7 @@ def test_W16_a_callback_that_blocks_delays_no_waiter(
     assert wait_until(lambda: "mpproducer-callbacks" not in thread_names())
 
 
-def test_a_callback_may_send_wait_flush_and_close(broker: Broker) -> None:
+def test_C10_a_callback_may_send_wait_flush_and_close(broker: Broker) -> None:
     broker.create_topic(TOPIC)
     producer = make(broker)
     offsets: list[int] = []

@@ -84,6 +84,48 @@ def test_A30_the_partition_of_a_key_is_javas_however_it_is_sent(broker: Broker) 
     assert len(set(expected)) == PARTITIONS
 
 
+def test_A30_a_key_keeps_its_partition_while_that_has_no_leader(broker: Broker) -> None:
+    """It waits there; records without a key go elsewhere."""
+    broker.create_topic(TOPIC, PARTITIONS)
+    away = {0, 2, 5}
+    for partition in away:
+        broker.set_leader(TOPIC, partition, -1)
+    keys = [b"user-%d" % number for number in range(60)]
+    with mpproducer.Producer(
+        bootstrap_servers=broker.bootstrap_servers, sender_idle_ms=0, retry_backoff_ms=20
+    ) as producer:
+        assert producer.partitions_for(TOPIC) == list(range(PARTITIONS))
+        futures = [producer.send(TOPIC, b"v", key=key) for key in keys]
+        assert [future.partition for future in futures] == [
+            java_partition(key, PARTITIONS) for key in keys
+        ]
+        unkeyed = [producer.send(TOPIC, b"v").result(20).partition for _ in range(10)]
+        assert not away & set(unkeyed)
+        for partition in away:
+            broker.set_leader(TOPIC, partition, 1)
+        for future, key in zip(futures, keys, strict=True):
+            assert future.result(20).partition == java_partition(key, PARTITIONS)
+
+
+def test_keys_that_are_to_be_ignored_are_kept_and_decide_nothing(broker: Broker) -> None:
+    broker.create_topic(TOPIC, PARTITIONS)
+    with mpproducer.Producer(
+        bootstrap_servers=broker.bootstrap_servers,
+        partitioner_ignore_keys=True,
+        batch_size=BATCH_BYTES,
+        linger_ms=10_000,
+        sender_idle_ms=0,
+    ) as producer:
+        futures = [producer.send(TOPIC, VALUE, key=b"same") for _ in range(400)]
+        many = producer.send_many(TOPIC, [VALUE] * 400, keys=[b"same"] * 400)
+        producer.flush()
+        assert producer.send(TOPIC, VALUE, key=b"same", partition=3).partition == 3
+    runs = [len(list(run)) for _partition, run in groupby(f.result(0).partition for f in futures)]
+    assert len(runs) > 10  # full batches, one partition after the other, as without a key
+    assert len({metadata.partition for metadata in many.result(0)}) > 3
+    assert {record.key for record in broker.records(TOPIC)} == {b"same"}
+
+
 def test_A2_a_record_larger_than_batch_size_is_sent_in_a_batch_of_its_own(broker: Broker) -> None:
     broker.create_topic(TOPIC)
     sizes = [10, 40_000, 10, 60_000, 70_000]

@@ -159,7 +159,7 @@ def test_M1_M2_a_peer_that_is_no_broker_is_a_MetadataTimeout_and_the_next_broker
             assert producer.send(TOPIC, b"v").result(20).offset == 0
 
 
-def test_no_broker_at_the_address_is_a_MetadataTimeout_that_names_it() -> None:
+def test_C4_no_broker_at_the_address_is_a_MetadataTimeout_that_names_it() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     with mpproducer.Producer(bootstrap_servers=address, max_block_ms=300, **FAST) as producer:
@@ -236,7 +236,7 @@ class Proxy(Peer):
             target.shutdown(socket.SHUT_WR)
 
 
-def test_a_topic_that_does_not_exist_is_a_MetadataTimeout_with_the_brokers_reason() -> None:
+def test_C6_a_topic_that_does_not_exist_is_a_MetadataTimeout_with_the_brokers_reason() -> None:
     with Broker(auto_create_topics=False) as broker:
         broker.create_topic(TOPIC)
         with mpproducer.Producer(
@@ -274,7 +274,7 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
-def test_B4_R1_full_memory_is_a_BufferFull_after_max_block_ms_and_comes_back(
+def test_B4_C4_R1_full_memory_is_a_BufferFull_after_max_block_ms_and_comes_back(
     broker: Broker,
 ) -> None:
     broker.create_topic(TOPIC)
@@ -336,7 +336,7 @@ def test_C5_metadata_and_memory_share_one_deadline() -> None:
                 taken.result(30)
 
 
-def test_a_record_larger_than_the_pool_never_waits(broker: Broker) -> None:
+def test_a_pool_smaller_than_its_largest_record_is_refused(broker: Broker) -> None:
     with pytest.raises(mpproducer.ConfigError, match=r"max_request_size=.*buffer_memory=1048576"):
         mpproducer.Producer(
             bootstrap_servers=broker.bootstrap_servers,

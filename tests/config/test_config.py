@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import logging
 import pickle
 from typing import Any
@@ -66,7 +67,7 @@ def test_without_servers_the_error_says_how_to_give_them() -> None:
         ("no_such_thing_at_all_zzz", "docs/CONFIG.md lists all keys"),
     ],
 )
-def test_an_unknown_key_names_the_nearest(name: str, hint: str) -> None:
+def test_C14_an_unknown_key_names_the_nearest(name: str, hint: str) -> None:
     with pytest.raises(ConfigError, match="unknown configuration key") as found:
         mpproducer.Producer(SERVER | {name: 5})
     assert repr(name) in str(found.value)
@@ -81,7 +82,7 @@ def test_an_unknown_key_names_the_nearest(name: str, hint: str) -> None:
         ("ssl_cafile", "/secret-word", "no TLS, no SASL"),
         ("transactional_id", "secret-word", "transactions are not supported yet"),
         ("value_serializer", str.encode, "encode keys and values before the call"),
-        ("partitioner", max, "pass partition= to send"),
+        ("partitioner_class", "com.acme.secret-word", "a callable or 'module:name'"),
     ],
 )
 def test_a_key_of_other_producers_is_refused_with_the_reason_and_without_its_value(
@@ -118,6 +119,9 @@ def test_a_refused_key_with_the_value_that_asks_for_nothing_is_taken() -> None:
         ("acks", True, "'all' (or -1), 1 or 0"),
         ("enable_idempotence", "yes", "True or False"),
         ("runtime_dir", "relative", "an absolute path"),
+        ("partitioner", "murmur2_random", "the 'module:name' of one; without it keys are hashed"),
+        ("partitioner", "module:", "a callable of (key, all_partitions, available)"),
+        ("partitioner", 5, "a callable of (key, all_partitions, available)"),
         ("client_id", "", "printable text"),
         ("client_id", "a\nb", "printable text"),
         ("client_id", "ü" * 128, "1 to 255 bytes"),
@@ -166,7 +170,9 @@ def test_a_password_in_a_server_is_not_repeated() -> None:
         ({"buffer_memory": 2**20, "batch_size": 2**20}, "is more than half of buffer_memory"),
     ],
 )
-def test_keys_that_contradict_each_other_are_an_error(values: dict[str, Any], message: str) -> None:
+def test_C2_keys_that_contradict_each_other_are_an_error(
+    values: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         config(**values)
 
@@ -174,6 +180,48 @@ def test_keys_that_contradict_each_other_are_an_error(values: dict[str, Any], me
 def test_one_key_in_two_spellings_must_agree() -> None:
     with pytest.raises(ConfigError, match=r"linger\.ms and linger_ms are given with different"):
         Config.from_user({"linger.ms": 3}, SERVER | {"linger_ms": 2})
+
+
+IN_FLIGHT = "max_in_flight_requests_per_connection"
+
+
+@pytest.mark.parametrize("given", [None, True, False])
+@pytest.mark.parametrize("acks", ["all", 1, 0])
+@pytest.mark.parametrize("retries", [0, 1])
+@pytest.mark.parametrize("in_flight", [1, 5, 6])
+def test_C1_what_idempotence_needs_is_an_error_if_it_was_asked_for_and_switches_it_off_if_not(
+    given: bool | None,
+    acks: object,
+    retries: int,
+    in_flight: int,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    values: dict[str, Any] = {"acks": acks, "retries": retries, IN_FLIGHT: in_flight}
+    wrong = [
+        name
+        for name, bad in (("acks", acks != "all"), ("retries", not retries),
+                          (IN_FLIGHT, in_flight > 5))
+        if bad
+    ]  # fmt: skip
+    if given is not None:
+        values["enable_idempotence"] = given
+    if given and wrong:
+        with pytest.raises(ConfigError) as error:
+            config(**values)
+        assert all(f"{name}=" in str(error.value) for name in wrong)
+        return
+    found = config(**values)
+    assert found.enable_idempotence == (given is not False and not wrong)
+    assert ("idempotence is off because of" in caplog.text) == (given is None and bool(wrong))
+    assert (found.acks, found.retries) == (-1 if acks == "all" else acks, retries)
+
+
+@pytest.mark.parametrize("name", ["send_buffer_bytes", "receive_buffer_bytes"])
+def test_C3_a_socket_buffer_is_a_size_or_minus_one_for_the_systems(name: str) -> None:
+    assert getattr(config(**{name: -1}), name) == -1
+    assert getattr(config(**{name: 0}), name) == 0
+    with pytest.raises(ConfigError, match=f"{name}=-2 is not valid.*from -1"):
+        config(**{name: -2})
 
 
 @pytest.mark.parametrize(
@@ -191,7 +239,7 @@ def test_idempotence_that_is_only_the_default_gives_way_with_a_warning(
     assert not caplog.text
 
 
-def test_a_delivery_timeout_that_is_only_the_default_is_raised(
+def test_C2_a_delivery_timeout_that_is_only_the_default_is_raised(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert config(request_timeout_ms=200_000).delivery_timeout_ms == 200_005
@@ -226,8 +274,39 @@ def test_a_configuration_never_changes() -> None:
     assert found != 9
 
 
+def test_a_partitioner_is_taken_along_by_pickle_alone() -> None:
+    """The sender does not want it: text may pass, a callable stays here."""
+    by_name = config(partitioner="json.decoder:JSONDecoder.decode")
+    assert Config.from_wire(by_name.to_wire()) == by_name
+    assert by_name.load_partitioner() is json.decoder.JSONDecoder.decode
+    own = config(partitioner=max)
+    assert Config.from_wire(own.to_wire()) == config()
+    assert pickle.loads(pickle.dumps(own)) == own
+    assert own.load_partitioner() is max
+    assert config().load_partitioner() is None
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ("no_such_module_zzz:f", "cannot be imported: No module named"),
+        ("json:no_such_name", "cannot be imported: .*has no attribute 'no_such_name'"),
+        ("json:__name__", "is a str, not a callable"),
+    ],
+)
+def test_a_partitioner_that_cannot_be_imported_is_an_error_that_names_it(
+    given: str, why: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"partitioner='{given}' {why}"):
+        mpproducer.Producer(SERVER | {"partitioner": given})
+
+
 def test_who_shares_a_sender() -> None:
     base = config(bootstrap_servers="k1:9092,k2:9092")
+    assert (
+        base.sender_key()
+        == config(bootstrap_servers="k1:9092,k2:9092", partitioner=max).sender_key()
+    )
     for name in ("max_block_ms", "close_timeout_ms", "sender_start_timeout_ms"):
         assert KEYS[name].worker_only
         assert (

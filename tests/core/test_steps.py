@@ -122,14 +122,14 @@ def hit(program: Path, action: str, step: int, seed: int, wanted: int = WANTED_H
 
 
 @pytest.mark.parametrize("step", WORKER_STEPS)
-def test_W3_W4_a_worker_killed_at_a_step_loses_nothing_that_was_appended(
+def test_W3_W4_X1_a_worker_killed_at_a_step_loses_nothing_that_was_appended(
     steps: Path, step: int, seed: int
 ) -> None:
     hit(steps, "kill", step, seed)
 
 
 @pytest.mark.parametrize("step", WORKER_STEPS)
-def test_W5_W6_a_worker_stopped_at_a_step_holds_up_nobody(
+def test_W5_W6_X6_a_worker_stopped_at_a_step_holds_up_nobody(
     steps: Path, step: int, seed: int
 ) -> None:
     hit(steps, "stop", step, seed, wanted=2)

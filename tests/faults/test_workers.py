@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import mpproducer
 from mpproducer.testing import Broker
 from tests.checker.scenario import Scenario, Worker, steady
 from tests.conftest import wait_until
@@ -32,7 +33,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_W2_W3_W4_kill_9_in_the_middle_of_sending(
+def test_W2_W3_W4_X1_kill_9_in_the_middle_of_sending(
     scenario: Scenarios, rng: random.Random, kind: str
 ) -> None:
     config = dict(KINDS[kind])
@@ -73,7 +74,7 @@ def test_W2_kill_9_of_all_workers_at_once_delivers_what_had_returned(
             assert report.counts["orphaned"] == report.counts["returned"] > 150
 
 
-def test_W5_W6_a_stopped_worker_holds_up_nobody_and_loses_nothing(
+def test_W5_W6_X6_a_stopped_worker_holds_up_nobody_and_loses_nothing(
     scenario: Scenarios, rng: random.Random
 ) -> None:
     # The workers pause: what is late is late because of a stop.
@@ -208,6 +209,41 @@ def test_X2_B7_a_worker_killed_while_it_waits_for_memory_blocks_nobody(
         for other in workers[2:]:
             assert other.moves(30)
         run.check()
+
+
+def test_X7_a_broker_that_takes_nothing_gets_no_more_records_without_a_key() -> None:
+    """What it has holds a part of the memory; the others go on without ever filling it."""
+    with Broker(brokers=2) as broker:
+        broker.create_topic("events", partitions=4)  # two at each node
+        with mpproducer.Producer(
+            bootstrap_servers=broker.bootstrap_servers,
+            partitioner_availability_timeout_ms=50,
+            buffer_memory=128 * 16_384,
+            batch_size=20_000,
+            max_request_size=200_000,
+            max_block_ms=3_000,
+            linger_ms=0,
+            sender_idle_ms=0,
+        ) as producer:
+            slow = [number for number in range(4) if broker.leader("events", number) == 1]
+            for number in range(4):
+                producer.send("events", b"v", partition=number).result(20)
+            held = broker.on("Produce", node=1, times=10**6).delay(4.0)
+            futures: list[mpproducer.DeliveryFuture] = []
+            began = time.monotonic()
+            while len(futures) < 8_000:  # 8 MB through 2 MiB of memory
+                futures += [producer.send("events", bytes(1_000)) for _ in range(20)]
+                time.sleep(0.002)
+            assert held.hits > 0
+            late = [future for future in futures if future.partition in slow]
+            assert 0 < len(late) < 1_500
+            quick = [future for future in futures if future.partition not in slow]
+            for future in quick:
+                future.result(20)
+            assert time.monotonic() - began < 10
+            held.remove()
+            for future in late:
+                future.result(20)
 
 
 def test_W18_a_worker_killed_at_any_moment_of_its_attachment_leaves_nothing(

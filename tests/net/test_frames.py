@@ -69,6 +69,13 @@ def test_a_negative_or_oversize_length_is_refused_before_memory_is_taken(length:
     assert len(reader._buffer) <= 16 * 1024
 
 
+def test_whole_frames_before_a_refused_length_count() -> None:
+    reader = FrameReader(max_frame_bytes=1_000)
+    data = _frame(b"first") + _frame(b"second") + b"\x7f\xff\xff\xff"
+    assert reader.read(Pieces(data, []).read_into) == (len(data), [b"first", b"second"])
+    assert isinstance(reader.refused, FrameTooLarge)
+
+
 def test_the_largest_allowed_frame_passes() -> None:
     reader = FrameReader(max_frame_bytes=1_000)
     assert _read_all(reader, Pieces(_frame(b"z" * 1_000), [3, 500, 501])) == [b"z" * 1_000]

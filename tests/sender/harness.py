@@ -270,7 +270,7 @@ class Harness(Driver):
                     code,
                     offset if not code else -1,
                     -1,
-                    extra.get("log_start", 0),
+                    extra.get("log_start", -1 if code else 0),  # as brokers do
                     extra.get("record_errors", ()),
                     extra.get("message"),
                     extra.get("leader"),

@@ -115,6 +115,18 @@ def test_responses_come_in_the_order_of_their_requests(bench: Bench) -> None:
     assert [event.correlation_id for event in bench.events[3:]] == [1, 2, 3]
 
 
+def test_a_response_counts_although_nonsense_follows_it_in_the_same_read(bench: Bench) -> None:
+    peer = bench.connect()
+    bench.send(1)
+    bench.send(2)
+    peer.sendall(_answer(1) + b"\x7f\xff\xff\xff")
+    bench.until(lambda: len(bench.events) == 4)
+    response, closed = bench.events[2:]
+    assert (response.conn, response.correlation_id) == (1, 1)
+    assert isinstance(closed, a.Closed)
+    assert "bytes was announced" in closed.why
+
+
 def test_N6_a_request_counts_as_written_with_its_last_byte(bench: Bench) -> None:
     peer = bench.connect()
     size = 32 << 20

@@ -221,8 +221,12 @@ def test_memory_is_released_after_the_connection_that_could_read_it_is_closed() 
 
 
 def test_A15_a_refused_producer_id_ends_only_what_was_not_drained() -> None:
-    h = Harness().ready({0: 0, 1: 1})
+    """Neither what is on the wire nor what waits for a retry: both have sequences."""
+    h = Harness(retry_backoff_ms=1_000, retry_backoff_max_ms=1_000).ready({0: 0, 1: 1, 2: 0})
     h.warm("t", 1)
+    h.warm("t", 2)
+    h.open("t", 2)
+    h.answer(_only_send(h), 19)
     h.open("t", 0)
     send = _only_send(h)
     h.id_error = 31
@@ -234,6 +238,12 @@ def test_A15_a_refused_producer_id_ends_only_what_was_not_drained() -> None:
     assert (outcome.kind, outcome.code) == (a.Kind.NOT_WRITTEN, 31)
     h.answer(send)
     assert h.outcomes()[-1] == (a.Kind.ACKED, 0), "drained before: it may still succeed"
+    h.run_ms(1_000)
+    retry = _only_send(h)
+    assert retry.batches[0].partition.number == 2
+    h.answer(retry)
+    assert h.outcomes()[-1] == (a.Kind.ACKED, 0)
+    assert len(h.completed) == 3
 
 
 def test_K1_K2_what_arrives_after_an_abort_changes_nothing() -> None:

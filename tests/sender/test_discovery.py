@@ -172,11 +172,12 @@ def test_bootstrap_servers_are_left_once_brokers_are_known_and_used_again_when_n
     h = Harness().ready({0: 0})
     h.warm("t", 0)
     assert all(action.node_id >= 0 for action in h.conns.values())
+    h.log.clear()
     h.connects_fail = True
     h.machine.nodes.close_all("test", h.now_ns)
     h.machine.metadata.request_update()
     h.run_ms(5_000)
-    assert {action.node_id for action in h.of(a.Connect)[-20:]} >= {-1, 0, 1}
+    assert {action.node_id for action in h.of(a.Connect)} >= {-1, 0, 1}
     h.connects_fail = False
     h.run_ms(3_000)
     h.open("t", 0)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from mpproducer.sender import actions as a
 from mpproducer.sender.batch import IN_FLIGHT, OPEN
 from mpproducer.sender.retry import MS
@@ -421,3 +425,28 @@ def test_a_close_past_its_deadline_does_not_wait_for_a_batch_without_a_record() 
     h.open("t", 0)
     h.feed(a.CloseAsked(h.now_ns))
     assert h.exited == "closed"
+
+
+@pytest.mark.parametrize("event", [a.FlushAsked(), a.MemoryShort(), a.CloseAsked(10**15)])
+def test_A9_A12_flush_memory_pressure_and_close_end_the_linger_and_no_backoff(event: Any) -> None:
+    h = Harness(linger_ms=10_000, retry_backoff_ms=1_000, retry_backoff_max_ms=1_000)
+    h.ready({0: 0, 1: 0})
+    h.warm("t", 0)
+    h.warm("t", 1)
+    h.open("t", 0)
+    h.feed(a.FlushAsked())
+    (send,) = h.produce_requests()
+    h.answer(send, 19)
+    h.open("t", 0)
+    h.open("t", 1)
+    assert h.produce_requests() == []
+    h.feed(event)
+    (send,) = h.produce_requests()
+    assert [batch.partition.number for batch in send.batches] == [1]
+    h.answer(send)
+    h.run_ms(999)
+    h.feed(event)
+    assert h.produce_requests() == []
+    h.run_ms(1)
+    (retry, *_) = h.produce_requests()
+    assert [batch.attempts for batch in retry.batches] == [2]

@@ -519,7 +519,7 @@ def test_a_batch_returns_from_a_lost_connection_in_its_place() -> None:
     assert _sequences(_send_until_done(h)) == [10, 20, 30]
 
 
-def test_random_errors_never_break_order_or_sequences(seed: int) -> None:
+def test_X8_random_errors_never_break_order_or_sequences(seed: int) -> None:
     """A partition against a broker that appends, refuses and forgets at random: what is in the
     log is what was told, once and in order."""
     from tests.sender.randomly import Run

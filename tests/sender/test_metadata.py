@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
+
 from mpproducer.sender import actions as a
 from mpproducer.sender import error_table
 from mpproducer.sender.actions import PartitionAvailable, PublishTopic, PublishTopicError
@@ -207,15 +209,20 @@ def test_fewer_partitions_in_an_answer_take_none_away() -> None:
 
 
 def test_availability_is_published_when_it_changes_and_only_then() -> None:
-    h = Harness().ready({0: 0})
-    index = h.topic("t")[0]
-    assert h.of(PartitionAvailable) == [PartitionAvailable(index, True)]
-    h.leaders["t"] = {0: (-1, 2)}
+    """A partition is published as available; the one without a leader is not from the start on."""
+    h = Harness().ready({0: 0, 1: -1})
+    first, second = h.topic("t")
+    assert h.of(PartitionAvailable) == [PartitionAvailable(second, 0)]
+    h.leaders["t"] = {0: (-1, 2), 1: (-1, 1)}
     h.machine.metadata.request_update()
     h.run_ms(1_000)
-    h.leaders["t"] = {0: (1, 3)}
+    assert h.of(PartitionAvailable)[1:] == [PartitionAvailable(first, 0)]
+    h.leaders["t"] = {0: (1, 3), 1: (0, 2)}
     h.run_ms(2_000)
-    assert [action.available for action in h.of(PartitionAvailable)] == [True, False, True]
+    assert h.of(PartitionAvailable)[2:] == [
+        PartitionAvailable(first, 1),
+        PartitionAvailable(second, 1),
+    ]
 
 
 def test_metadata_older_than_its_maximum_age_is_asked_for_again() -> None:
@@ -346,3 +353,19 @@ def test_topics_of_another_name_in_an_answer_are_ignored() -> None:
     h.feed(a.Response(request.conn, request.correlation_id, message))
     assert set(h.machine.metadata.topics) == {"t"}
     assert h.now_ns > 10 * SECOND
+
+
+@pytest.mark.parametrize("leader", [(1, 5), (1, 4), (1, -1), (-1, 6)])
+def test_S35_a_leader_in_the_response_that_is_no_news_is_ignored(leader: tuple[int, int]) -> None:
+    """Only a newer epoch counts: the same one under another leader is a broker that is confused."""
+    h = Harness(retry_backoff_ms=100, retry_backoff_max_ms=100).ready()
+    h.leaders["t"] = {0: (0, 5)}
+    h.machine.metadata.request_update()
+    h.run_ms(300)
+    h.open("t", 0)
+    h.answer(h.produce_requests()[0], 6, leader=leader)
+    partition = h.partition("t", 0)
+    assert (partition.leader, partition.leader_epoch) == (0, 5)
+    assert h.produce_requests() == []
+    h.run_ms(100)
+    assert h.node_of(h.produce_requests()[0]) == 0

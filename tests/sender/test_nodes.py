@@ -351,3 +351,26 @@ def test_N14_a_disconnect_during_api_versions_empties_the_queue_and_backs_off() 
     h.close(conn)
     assert len(_boot(h).in_flight) == 0
     assert _boot(h).retry_at_ns > h.now_ns
+
+
+def test_a_busy_connection_past_its_idle_time_is_not_looked_at_all_the_time() -> None:
+    """Once more after another idle time; it is closed when it has been idle for one."""
+    h = Harness(connections_max_idle_ms=1_000, max_in_flight_requests_per_connection=1)
+    h.ready({0: 0})
+    h.warm("t", 0)
+    h.open("t", 0)
+    h.open("t", 0)
+    ticks = 0
+    end_ns = h.now_ns + 5_000 * MS
+    while (due_ns := h.machine.next_deadline_ns()) is not None and due_ns <= end_ns:
+        h.now_ns = due_ns
+        h.feed(a.Tick())
+        ticks += 1
+    assert 0 < ticks < 20
+    for _ in range(2):
+        h.answer(h.produce_requests()[0])
+    node = h.machine.nodes.brokers[0]
+    assert node.state is READY
+    h.run_ms(2_000)
+    assert node.state is DISCONNECTED
+    assert node.why == "idle"

@@ -132,14 +132,20 @@ def test_N8_a_throttle_never_ends_earlier_than_an_older_one_said() -> None:
 
 
 def test_N8_throttling_does_not_stop_the_delivery_timeout() -> None:
-    h = Harness(delivery_timeout_ms=3_000, request_timeout_ms=2_000).ready({0: 0})
+    """Neither for what is ready when the throttle comes nor for what is sent during it."""
+    h = Harness(
+        delivery_timeout_ms=3_000, request_timeout_ms=2_000,
+        max_in_flight_requests_per_connection=1,
+    ).ready({0: 0, 1: 0})  # fmt: skip
     h.warm("t", 0)
+    h.warm("t", 1)
     h.open("t", 0)
+    h.open("t", 1)
     h.answer(h.produce_requests()[0], throttle_ms=60_000)
     h.completed.clear()
     h.open("t", 0)
     h.run_ms(3_000)
-    assert [o.kind for _, o in h.completed] == [a.Kind.NOT_WRITTEN]
+    assert [o.kind for _, o in h.completed] == [a.Kind.NOT_WRITTEN] * 2
 
 
 def test_N8_a_broker_that_throttles_by_itself_is_not_held_back_by_the_client() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -20,7 +21,7 @@ from mpproducer.errors import SenderStartFailed
 from mpproducer.sender import actions as a
 from mpproducer.sender.counters import Counters
 from mpproducer.sender.loop import Loop
-from mpproducer.sender.server import Region, Server
+from mpproducer.sender.server import Refused, Region, Server, _pidfd_of
 from mpproducer.sender.workers import Worker, Workers
 from mpproducer.shm import control
 from mpproducer.version import __version__
@@ -361,3 +362,24 @@ def test_who_is_still_in_the_queue_at_the_end_is_told_to_come_again(bench: Bench
     os.close(bench.fd)
     for sock in bench.open:
         sock.close()
+
+
+class _Sock:
+    """A socket whose SO_PEERPIDFD fails in one way."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+    def getsockopt(self, *_args: int) -> bytes:
+        raise OSError(self.code, os.strerror(self.code))
+
+
+def test_only_a_kernel_without_peer_pidfds_makes_the_pid_count() -> None:
+    """Any other error may mean that the peer has ended, and its pid is another process's by now."""
+    sock: Any = _Sock(errno.ENOPROTOOPT)
+    pidfd = _pidfd_of(sock, os.getpid())
+    os.close(pidfd)
+    for code in (errno.ESRCH, errno.EINVAL, errno.EMFILE):
+        sock = _Sock(code)
+        with pytest.raises(Refused, match="cannot be watched"):
+            _pidfd_of(sock, os.getpid())

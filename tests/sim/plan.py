@@ -167,6 +167,8 @@ def _config(rng: random.Random, batch_size: int, *, mute: bool) -> Config:
         "enable_idempotence": idempotent,
         "acks": -1 if idempotent else _pick(rng, -1, -1, 1, 0),
         "linger_ms": linger,
+        # No draw of its own: the kept seeds stay what they are.
+        "partitioner_availability_timeout_ms": {0: 0, 5: 60, 50: 400}[linger],
         "request_timeout_ms": request_timeout,
         "delivery_timeout_ms": _pick(rng, max(1_200, linger + request_timeout), 2_500, 6_000),
         "max_in_flight_requests_per_connection": 1 if mute else _pick(rng, 1, 2, 5, 5),

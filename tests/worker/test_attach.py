@@ -384,7 +384,7 @@ def test_S11_the_sender_outlives_the_process_that_started_it(
     os.close(writer)
 
 
-def test_S1_after_the_sender_was_killed_pending_is_Unknown_and_the_next_send_works(
+def test_S1_X3_after_the_sender_was_killed_pending_is_Unknown_and_the_next_send_works(
     producer: mpproducer.Producer, broker: Broker, status_of: Any
 ) -> None:
     for round_ in range(3):

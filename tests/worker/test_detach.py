@@ -155,3 +155,33 @@ def test_a_worker_whose_completions_are_damaged_attaches_anew_and_leaves_its_old
     assert attach.find(producer._place) is not link
     assert wait_until(lambda: status_of(producer)["workers"] == [os.getpid()])
     assert status_of(producer)["counters"]["worker-left-total"] == 1
+
+
+def test_a_send_that_finds_its_link_gone_but_not_closed_waits_without_spinning(
+    broker: Broker,
+) -> None:
+    """Another thread detaches, and is held up by a callback on its way."""
+    with mpproducer.Producer(
+        bootstrap_servers=broker.bootstrap_servers, max_block_ms=400, sender_idle_ms=0
+    ) as producer:
+        producer.attach(10)
+        links = dict(attach._table.links)
+        attach._table.links.clear()
+        spent_s: list[float] = []
+        errors: list[BaseException | None] = []
+
+        def send() -> None:
+            before = time.thread_time()
+            errors.append(producer.send("unheard-of", b"v").exception(0))
+            spent_s.append(time.thread_time() - before)
+
+        thread = threading.Thread(target=send)
+        began = time.monotonic()
+        thread.start()
+        thread.join(20)
+        took_s = time.monotonic() - began
+        attach._table.links.update(links)
+        assert isinstance(errors[0], mpproducer.NotWritten)
+        assert "detaches" in str(errors[0])
+        assert took_s >= 0.39
+        assert spent_s[0] < took_s / 2
