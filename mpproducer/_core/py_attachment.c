@@ -455,7 +455,12 @@ int attachment_wait_memory(Attachment *a, uint32_t units, int64_t deadline_ns) {
      * sends may need it, and so may one that closes. */
     if (granted && (result < 0 || due || !attachment_usable(a))) mp_drop_stash(&a->writer);
     if (result == 0) result = !attachment_usable(a) ? 2 : granted || due ? 1 : 0;
-    a->wait_ns += (uint64_t)(mp_now_ns() - start);
+    const uint64_t waited_ns = (uint64_t)(mp_now_ns() - start);
+    a->wait_ns += waited_ns;
+    if (a->fork_generation == mp_fork_generation) {
+        mp_tally(&a->writer, MP_TALLY_MEMORY_WAIT_NS, waited_ns);
+        mp_tally(&a->writer, MP_TALLY_MEMORY_WAITS, 1);
+    }
     a->acting--;
     PyThread_release_lock(a->memory);
     end_use(a);
@@ -847,16 +852,22 @@ static PyObject *method_set_compressor(Attachment *a, PyObject *fn) {
     Py_RETURN_NONE;
 }
 
-static PyObject *method_counters(Attachment *a, PyObject *Py_UNUSED(ignored)) {
-    PyObject *list = PyList_New(MP_COUNTERS); /* first: it may run finalizers, which may close */
-    if (!check_usable(a)) Py_CLEAR(list);
-    for (uint32_t i = 0; list && i < MP_COUNTERS; i++) {
-        PyObject *value = PyLong_FromUnsignedLongLong(
-            atomic_load_explicit(&a->writer.region.ctl->counters[i], memory_order_relaxed));
-        if (!value) Py_CLEAR(list);
-        else PyList_SET_ITEM(list, i, value);
-    }
-    return list;
+static PyObject *method_metrics(Attachment *a, PyObject *Py_UNUSED(ignored)) {
+    if (!check_usable(a)) return NULL;
+    Py_INCREF((PyObject *)a);
+    a->users++; /* what is made of it may run finalizers, which may close */
+    PyObject *found = metrics_read(&a->writer.region);
+    end_use(a);
+    return found;
+}
+
+static PyObject *method_waited(Attachment *a, PyObject *args) {
+    int flush;
+    unsigned long long ns;
+    if (!PyArg_ParseTuple(args, "pK", &flush, &ns)) return NULL;
+    if (a->mapped && attachment_usable(a))
+        mp_tally(&a->writer, flush ? MP_TALLY_FLUSH_NS : MP_TALLY_METADATA_WAIT_NS, ns);
+    Py_RETURN_NONE;
 }
 
 static PyObject *method_stats(Attachment *a, PyObject *Py_UNUSED(ignored)) {
@@ -909,7 +920,8 @@ static PyMethodDef attachment_methods[] = {
     {"wait_for", (PyCFunction)method_wait_for, METH_VARARGS, NULL},
     {"fileno", (PyCFunction)method_fileno, METH_NOARGS, NULL},
     {"set_compressor", (PyCFunction)method_set_compressor, METH_O, NULL},
-    {"counters", (PyCFunction)method_counters, METH_NOARGS, NULL},
+    {"metrics", (PyCFunction)method_metrics, METH_NOARGS, NULL},
+    {"waited", (PyCFunction)method_waited, METH_VARARGS, NULL},
     {"stats", (PyCFunction)method_stats, METH_NOARGS, NULL},
     {"fail_pending", (PyCFunction)method_fail_pending, METH_VARARGS, NULL},
     {"forget", (PyCFunction)method_forget, METH_NOARGS, NULL},

@@ -42,6 +42,7 @@ def wait_ready(link: Link, topic: str, partition: int, deadline_ns: int, max_blo
     """
     check_name(topic)
     attachment = link.attachment
+    began_ns = time.monotonic_ns()
     asked_ns = 0
     while link.usable():
         try:
@@ -50,6 +51,7 @@ def wait_ready(link: Link, topic: str, partition: int, deadline_ns: int, max_blo
         except ValueError:  # another thread detached just now
             return
         if state == native.TOPIC_READY and partition < count:
+            attachment.waited(False, time.monotonic_ns() - began_ns)
             return
         if state == native.TOPIC_ERROR:
             _raise_fatal(topic, code, message)
