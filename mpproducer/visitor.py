@@ -38,13 +38,13 @@ class SenderMetrics(NamedTuple):
 def runtime_folder(given: str | None) -> Path:
     """Where the senders' folders are: as given, or as producers find it."""
     named = given or os.environ.get(RUNTIME_DIR_VARIABLE)
-    return Path(named).absolute() if named else default_base()
+    return Path(named or default_base()).absolute()
 
 
 def places(base: Path) -> list[Rendezvous]:
     """Return the rendezvous folders with a socket below a runtime folder. Raises KafkaError."""
     try:
-        return [Rendezvous(path.parent) for path in sorted(base.glob("*/socket"))]
+        return [Rendezvous(str(path.parent)) for path in sorted(base.glob("*/socket"))]
     except OSError as error:
         raise KafkaError(f"cannot look into {base}: {error.strerror}") from error
 

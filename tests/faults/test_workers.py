@@ -116,17 +116,17 @@ def test_W7_completions_of_a_stopped_worker_wait_and_all_arrive(
         held = run.fault(broker.on("Produce", times=10**6).delay(0.4))
         worker = run.worker(job)
         assert worker.moves(records)
-        metrics = run.producer.metrics
+        producer = run.producer
         with worker.stopped():
             held.remove()
-            assert wait_until(lambda: metrics()["record-acked-total"] == records + 1, 40)
-            assert wait_until(lambda: metrics()["completion-backlog-bytes"] > 0)
+            assert wait_until(lambda: metric(producer, "record-acked-total") == records + 1, 40)
+            assert wait_until(lambda: metric(producer, "completion-backlog-bytes") > 0)
             for _ in range(20):
                 assert run.writer.send(1).exception(10) is None
-            assert metrics()["completion-overflow-total"] == 0
+            assert metric(producer, "completion-overflow-total") == 0
             worker.journal.note = 1
         assert worker.join() == 0
-        assert wait_until(lambda: metrics()["completion-backlog-bytes"] == 0)
+        assert wait_until(lambda: metric(producer, "completion-backlog-bytes") == 0)
         assert run.check().counts["acked"] == records + 21
 
 

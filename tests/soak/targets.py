@@ -19,6 +19,7 @@ from typing import Any, Final, Protocol
 
 from mpproducer.testing import BrokerProcess
 from tests.checker.scenario import Scenario
+from tests.conftest import metric
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
