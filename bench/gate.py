@@ -27,8 +27,7 @@ from typing import Any, Final
 
 from bench import payload
 from bench.target import ROOT, SinkTarget
-from mpproducer import Producer
-from mpproducer.cli import sender as sender_cli
+from mpproducer import Producer, visitor
 
 BASELINE: Final = Path(__file__).resolve().with_name("baseline.json")
 _WAVES: Final = 40
@@ -140,7 +139,7 @@ def _wire() -> Found:
 
 
 def _sender_pid(producer: Producer) -> int:
-    answer = sender_cli.ask(producer._place, "status")
+    answer = visitor.ask(producer._place, "status")
     assert answer is not None
     return int(answer["pid"])
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any
 
+    from mpproducer.shm.metrics import Metrics
+
 _NS_PER_MS = 1_000_000
 _NS = 1_000_000_000
 _MARGIN_NS = 2 * _NS
@@ -173,7 +175,9 @@ class Producer(native.ProducerBase):
         deadline_ns = self._deadline_ns(timeout, bound_ms)
         if timeout is None:
             deadline_ns += _MARGIN_NS
+        began_ns = time.monotonic_ns()
         left = link.flush(deadline_ns)
+        link.attachment.waited(True, time.monotonic_ns() - began_ns)
         if left:
             raise TimeoutError(
                 f"{left} batches are not acknowledged yet; their records stay in delivery"
@@ -237,23 +241,29 @@ class Producer(native.ProducerBase):
             self._want_topic(attachment, topic, -1, deadline_ns)
             self._check_open()
 
-    def metrics(self) -> dict[str, int]:
-        """Return counters of the host's sender, and `worker-*` ones of this process.
+    def metrics(self) -> Metrics:
+        """Return what the host's producer measures, under Java's names: group -> name -> value.
 
-        Empty before the process is attached. Safe at any time: reads shared memory only.
+        `metrics()["producer-metrics"]["record-send-rate"]`; one group per broker
+        (`producer-node-metrics.node-1`) and topic (`producer-topic-metrics.events`), counters of
+        the sender that Java has not (`sender-metrics`), and of this process (`worker-metrics`).
+        Names, units and windows: docs/METRICS.md. An average of nothing is nan.
+
+        Empty before the process is attached. Safe at any time and from every thread: it reads
+        shared memory and asks nobody.
         """
-        from mpproducer.shm.counters import NAMES
+        from mpproducer.shm import metrics  # not needed to send
 
         link = attach.find(self._place)
         if link is None:
-            return {}
+            return metrics.Metrics()
         try:
-            values = link.attachment.counters()
+            reading = link.attachment.metrics()
         except ValueError:  # another thread detached just now
-            return {}
-        found = {name: values[index] for index, name in enumerate(NAMES)}
-        for name, value in link.attachment.stats().items():
-            found[f"worker-{name.replace('_', '-')}"] = value
+            return metrics.Metrics()
+        found = metrics.build(reading, time.monotonic_ns())
+        stats = link.attachment.stats()
+        found[metrics.WORKER] = {name.replace("_", "-"): n for name, n in stats.items()}
         return found
 
     def _check_open(self) -> None:

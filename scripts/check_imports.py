@@ -33,7 +33,9 @@ ALLOWED: dict[str, set[str]] = {
     "producer": BASE | {"_core", "config", "future", "light", "reason", "shm", "worker"},
     "sender": BASE | {"_core", "config", "net", "reason", "shm", "wire"},
     "testing": BASE | {"net", "wire"},
-    "cli": BASE | {"config", "producer", "shm", "testing", "wire"},
+    "visitor": {"_core", "errors", "shm"},
+    "prometheus": {"errors", "shm", "visitor"},
+    "cli": BASE | {"config", "producer", "prometheus", "shm", "testing", "visitor", "wire"},
     "__init__": BASE | {"future", "producer"},
 }
 MACHINE = "mpproducer.sender.machine"
@@ -42,7 +44,7 @@ IMPURE = {
     "socket", "ssl", "subprocess", "threading", "time",
 }  # fmt: skip
 NATIVE = "mpproducer._core"
-LAZY = {"aiokafka", "confluent_kafka", "kafka", "numpy", "pyarrow", "rich"}
+LAZY = {"aiokafka", "confluent_kafka", "kafka", "numpy", "prometheus_client", "pyarrow", "rich"}
 
 
 def modules() -> dict[str, Path]:

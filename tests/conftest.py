@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 import pytest
 
+from mpproducer import Producer
 from mpproducer.testing import Broker
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -98,6 +99,15 @@ def wait_until(what: Callable[[], bool], seconds: float = END_S) -> bool:
             return False
         time.sleep(0.01)
     return True
+
+
+def metric(producer: Producer, name: str) -> float:
+    """A value of `metrics()` that no broker or topic has of its own; 0 while not attached."""
+    groups = producer.metrics()
+    homes = [groups[g] for g in ("producer-metrics", "sender-metrics", "worker-metrics") if groups]
+    values = [values[name] for values in homes if name in values]
+    assert values or not homes, name
+    return values[0] if values else 0
 
 
 def run_child(job: Callable[[], object]) -> None:
@@ -238,10 +248,10 @@ def dump() -> Callable[[str, int], str]:
 @pytest.fixture
 def status_of() -> Callable[[Any], dict[str, Any]]:
     """What the sender of a producer says about itself."""
-    from mpproducer.cli import sender as sender_cli
+    from mpproducer import visitor
 
     def ask(producer: Any) -> dict[str, Any]:
-        answer = sender_cli.ask(producer._place, "status")
+        answer = visitor.ask(producer._place, "status")
         assert answer is not None
         return dict(json.loads(json.dumps(answer)))
 

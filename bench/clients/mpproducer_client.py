@@ -65,9 +65,9 @@ class MpProducer(Client):
 
     def _counters(self) -> dict[str, int]:
         """The sender's counters as they are now; those in shared memory are some ms old."""
-        from mpproducer.cli import sender
+        from mpproducer import visitor
 
-        answer = sender.ask(self.producer._place, "status")
+        answer = visitor.ask(self.producer._place, "status")
         if answer is None or "counters" not in answer:
             raise RuntimeError("the sender does not tell its counters")
         return dict(answer["counters"])

@@ -30,12 +30,14 @@ _LEAD_NS: Final = 200_000_000
 _SPIN_NS: Final = 3_000_000
 
 
-def _raced(client: Client) -> dict[str, int]:
+def _raced(client: Client) -> dict[str, float]:
     """In a worker: what it met, and what the host's sender got."""
     from bench.clients.mpproducer_client import MpProducer
 
     assert isinstance(client, MpProducer)
-    return client.producer.metrics()
+    found = client.producer.metrics()
+    ours = {f"worker-{name}": value for name, value in found["worker-metrics"].items()}
+    return found["sender-metrics"] | ours
 
 
 def _meet(client: Client, start_ns: int, keyed: bool) -> list[float]:

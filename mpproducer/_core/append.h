@@ -57,6 +57,12 @@ struct mp_writer {
     uint64_t stale;
 };
 
+/* Adds to what the processes under this owner id have counted. */
+static inline void mp_tally(const struct mp_writer *writer, enum mp_tally_word word, uint64_t by) {
+    atomic_fetch_add_explicit(&writer->region.pool->tallies[writer->owner].word[word], by,
+                              memory_order_relaxed);
+}
+
 /* Bytes of key, value and headers; a null length counts as 0, without a branch. */
 static inline uint64_t mp_record_bytes(const struct mp_record *record) {
     return (uint64_t)(record->key_bytes & ~(record->key_bytes >> 31)) +

@@ -1,7 +1,7 @@
 /* The shared words of one host: who writes which, who reads it, in which memory order.
  *
  * Two segments. CTL is written by the sender only (workers map it read-only, the memfd is sealed
- * against new writable mappings): geometry, configuration, topic directory, counters. POOL is
+ * against new writable mappings): geometry, configuration, topic directory, metrics. POOL is
  * written by everybody: batch words, slots, waiters, wake word.
  *
  * A batch is a chain of slots of one partition. The word of its first slot (the head) decides
@@ -40,7 +40,10 @@
  *  topic.lock      sender (+1, +1), its text       worker          release/acquire  itself (seqlock)
  *  ctl header      sender, before it sends the fd  worker          plain            the socket
  *  ctl.closed,     sender                          worker          relaxed          -
- *   available[], counters[]
+ *   available[]
+ *  metrics         sender                          all             relaxed          - (metrics.h)
+ *  metrics.sequence, samples  sender               all             release/acquire  themselves
+ *  tallies[owner]  worker (add)                    all             relaxed          -
  *
  * Rules that keep it sound:
  *  R1  the sender seals an empty batch only when its owner is dead, a worker only after the word
@@ -64,6 +67,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "metrics.h"
+
 #if !defined(__BYTE_ORDER__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "the shared layout needs a little-endian machine"
 #endif
@@ -76,7 +81,6 @@ _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "64-bit atomics must be lock-free ac
 #define MP_SLOT_BYTES 16384u
 #define MP_MAX_OWNERS 1023u
 #define MP_OWNER_WORDS 16u
-#define MP_COUNTERS 256u
 #define MP_TOPIC_NAME 256u
 #define MP_TOPIC_MESSAGE 136u
 #define MP_EXTENTS 12u
@@ -198,6 +202,13 @@ struct mp_waiter {
 };
 _Static_assert(sizeof(struct mp_waiter) == 64, "waiter size is part of the layout");
 
+/* What the processes under one owner id have counted, one after another: never set back, so that the
+ * sum over all rows only grows. Threads of a process add atomically; nobody else writes the row. */
+struct mp_tally {
+    _Alignas(MP_LINE) mp_a64 word[MP_TALLY_WORDS];
+};
+_Static_assert(sizeof(struct mp_tally) == MP_LINE, "one line per owner: no contention");
+
 struct mp_sticky {
     _Alignas(64) mp_a64 partition; /* partition + 1 that unkeyed records of a topic go to; 0 = unset */
 };
@@ -208,6 +219,7 @@ struct mp_pool {
     _Alignas(MP_LINE) mp_a64 ticket;   /* next waiter's ticket */
     _Alignas(MP_LINE) mp_a64 waiting[MP_OWNER_WORDS]; /* owners that wait for memory */
     _Alignas(MP_LINE) struct mp_waiter waiters[MP_MAX_OWNERS + 1];
+    _Alignas(MP_LINE) struct mp_tally tallies[MP_MAX_OWNERS + 1];
     /* then, each aligned to MP_LINE: dirty[], free[] (one bit per slot), sticky[], partitions[],
      * slots[], and the payload */
 };
@@ -249,9 +261,8 @@ struct mp_ctl {
     mp_a32 closed;
     mp_a32 topic_count;
     _Alignas(MP_LINE) mp_a32 topic_version; /* futex word: any change of the directory */
-    _Alignas(MP_LINE) mp_a64 counters[MP_COUNTERS];
     /* then, each aligned to MP_LINE: topics[], available[] (one byte per partition index): 0, or
-     * 1 + batches that wait, where records without a key may go */
+     * 1 + batches that wait, where records without a key may go; metrics */
 };
 
 /* One process's mapping of both segments. Pointers are private; the memory is shared. */
@@ -259,6 +270,7 @@ struct mp_region {
     struct mp_ctl *ctl;
     struct mp_topic *topics;
     mp_a8 *available;
+    struct mp_metrics *metrics;
     struct mp_pool *pool;
     mp_a64 *dirty;
     mp_a64 *free;
@@ -285,7 +297,9 @@ static inline uint64_t mp_layout_hash(void) {
         offsetof(struct mp_slot, participants), sizeof(struct mp_waiter),
         offsetof(struct mp_waiter, ticket), offsetof(struct mp_waiter, first),
         sizeof(struct mp_pool), offsetof(struct mp_pool, waiters), sizeof(struct mp_topic),
-        offsetof(struct mp_topic, extent), sizeof(struct mp_ctl), offsetof(struct mp_ctl, counters),
+        offsetof(struct mp_topic, extent), sizeof(struct mp_ctl), offsetof(struct mp_ctl, topic_version),
+        sizeof(struct mp_sample), sizeof(struct mp_metrics), sizeof(struct mp_tally), MP_TALLY_WORDS,
+        MP_NODES, MP_BUCKETS, MP_DISTRIBUTIONS, MP_PEAKS, offsetof(struct mp_pool, tallies),
         MP_OWNER_SHIFT, MP_COUNT_SHIFT, MP_OPEN_SLOT_BITS, MP_SEQ_BITS, MP_COMPRESS_SHIFT,
     };
     uint64_t hash = UINT64_C(0xcbf29ce484222325);

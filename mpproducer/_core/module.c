@@ -1,6 +1,7 @@
 /* Module `native`: constants, leaves, and the Python classes that results are built with. */
 #include "py_batch.h"
 
+#include <errno.h>
 #include <pthread.h>
 
 #include "pool.h"
@@ -18,6 +19,24 @@ static PyObject *segment_sizes(PyObject *Py_UNUSED(module), PyObject *args) {
     size_t ctl, pool;
     mp_segment_sizes(slots, max_partitions, max_topics, &ctl, &pool);
     return Py_BuildValue("nn", (Py_ssize_t)ctl, (Py_ssize_t)pool);
+}
+
+/* For who looks at a host and sends nothing: what metrics_read says of a control segment. */
+static PyObject *read_metrics(PyObject *Py_UNUSED(module), PyObject *args) {
+    int fd;
+    unsigned max_partitions, max_topics;
+    if (!PyArg_ParseTuple(args, "iII", &fd, &max_partitions, &max_topics)) return NULL;
+    struct mp_region region;
+    const char *failed = mp_control_map(&region, fd, max_partitions, max_topics);
+    PyObject *found = NULL;
+    if (failed)
+        PyErr_Format(PyExc_OSError, "%s (errno %d)", failed, errno);
+    else if (region.ctl->magic != MP_MAGIC || region.ctl->layout_hash != mp_layout_hash())
+        PyErr_SetString(PyExc_ValueError, "the segment has another layout than this process");
+    else
+        found = metrics_read(&region);
+    mp_region_unmap(&region);
+    return found;
 }
 
 static PyObject *murmur2(PyObject *Py_UNUSED(module), PyObject *data) {
@@ -65,6 +84,7 @@ static PyMethodDef methods[] = {
     {"segment_sizes", segment_sizes, METH_VARARGS, NULL},
     {"murmur2", murmur2, METH_O, NULL},
     {"crc32c_join", crc32c_join, METH_VARARGS, NULL},
+    {"read_metrics", read_metrics, METH_VARARGS, NULL},
     {"failed_future", failed_future, METH_VARARGS, NULL},
     {"configure", (PyCFunction)(void *)configure, METH_VARARGS | METH_KEYWORDS, NULL},
     {NULL, NULL, 0, NULL},
@@ -93,10 +113,14 @@ static int exec_module(PyObject *module) {
         PyModule_AddIntConstant(module, "MAX_BATCH_BYTES", MP_MAX_BYTES) < 0 ||
         PyModule_AddIntConstant(module, "MAX_BATCH_RECORDS", MP_MAX_RECORDS) < 0 ||
         PyModule_AddIntConstant(module, "COUNTERS", MP_COUNTERS) < 0 ||
+        PyModule_AddIntConstant(module, "TALLY_FIRST", MP_TALLY_FIRST) < 0 ||
+        PyModule_AddIntConstant(module, "TALLIES", MP_TALLY_WORDS) < 0 ||
+        PyModule_AddIntConstant(module, "NODES", MP_NODES) < 0 ||
+        PyModule_AddIntConstant(module, "BUCKETS", MP_BUCKETS) < 0 ||
         PyModule_AddIntConstant(module, "TOPIC_WANTED", MP_T_WANTED) < 0 ||
         PyModule_AddIntConstant(module, "TOPIC_READY", MP_T_READY) < 0 ||
         PyModule_AddIntConstant(module, "TOPIC_ERROR", MP_T_ERROR) < 0 ||
-        add_type(module, "Pool", &Pool_Type) || add_type(module, "Attachment", &Attachment_Type) ||
+        add_type(module, "Metrics", &Metrics_Type) || add_type(module, "Pool", &Pool_Type) || add_type(module, "Attachment", &Attachment_Type) ||
         add_type(module, "DeliveryFuture", &Future_Type) ||
         add_type(module, "Runs", &Runs_Type) || add_type(module, "ProducerBase", &Producer_Type))
         return -1;

@@ -84,7 +84,7 @@ struct Attachment {
     uint64_t random;
 };
 
-extern PyTypeObject Pool_Type, Attachment_Type, Future_Type, Producer_Type, TopicRef_Type;
+extern PyTypeObject Metrics_Type, Pool_Type, Attachment_Type, Future_Type, Producer_Type, TopicRef_Type;
 extern PyObject *mp_corrupt_error;
 extern uint32_t mp_fork_generation;
 
@@ -133,6 +133,11 @@ static inline TopicRef *attachment_topic(Attachment *a, PyObject *name) {
 }
 void attachment_compress(Attachment *a, const struct mp_place *place);
 uint64_t attachment_random(Attachment *a);
+
+/* (time of the older sample, words now, words then): see native.pyi; NULL with an exception. */
+PyObject *metrics_read(const struct mp_region *region);
+/* The Metrics of a pool; `open` is the pool's word for "the memory is mapped". */
+PyObject *metrics_of_pool(PyObject *pool, const int *open, struct mp_region *region);
 
 /* Reports what a callback raised, and drops it; an interrupt is passed on to the main thread. */
 void report_unraisable(PyObject *where);

@@ -11,7 +11,11 @@ SLOT_SIZE: int  # bytes of payload per slot (16384)
 MAX_OWNERS: int  # 1023; owner ids are 1..MAX_OWNERS
 MAX_BATCH_BYTES: int  # largest byte count a batch word can hold
 MAX_BATCH_RECORDS: int
-COUNTERS: int  # number of u64 counters in CTL
+COUNTERS: int  # number of counters in CTL
+TALLY_FIRST: int  # of them, the first one that workers count
+TALLIES: int
+NODES: int  # rows for brokers
+BUCKETS: int  # of a histogram
 
 TOPIC_WANTED: int
 TOPIC_READY: int
@@ -33,6 +37,47 @@ _Frozen: TypeAlias = tuple[int, int, int, int, int, tuple[int, ...], list[tuple[
 """(records, size_bytes, base_timestamp_ms, max_timestamp_ms, CRC-32C of the records' bytes,
 participants (owner ids), spans [(offset, length)] in the payload area, adjacent slots merged) of a
 sealed batch."""
+
+Histogram: TypeAlias = tuple[int, int, list[int]]
+"""Sum, largest of the last 30 to 60 s (both in us), and the count of each bucket."""
+NodeRow: TypeAlias = tuple[int, int, int, int, int, int, int, Histogram]
+"""Id, requests, responses, bytes out, bytes in, in flight, largest request, request latency."""
+Sample: TypeAlias = tuple[int, list[int], list[Histogram], list[NodeRow], list[list[int]]]
+"""Taken at (CLOCK_MONOTONIC ns), counters, distributions, nodes; and per topic: records, bytes,
+uncompressed bytes, batches, records retried, records failed."""
+Reading: TypeAlias = tuple[Sample, Sample | None, list[str], list[int]]
+"""Now, 30 to 60 s ago (None: no sample yet), topic names, peaks (batch bytes, record bytes,
+throttle ms)."""
+
+def read_metrics(ctl_fd: int, max_partitions: int, max_topics: int) -> Reading:
+    """Read a control segment without attaching. Raises OSError, ValueError."""
+
+@final
+class Metrics:
+    """What the sender measures: in the memory of a pool, or in its own (for tests). One thread
+    writes. No call fails for a topic or node without a row: `row` -1 counts nowhere."""
+
+    def __init__(self, max_topics: int) -> None: ...
+    def drained(
+        self, topic: int, records: int, wire_bytes: int, uncompressed: int, queue_ns: int, /
+    ) -> None:
+        """A batch went into a request; queue_ns < 0: not for the first time."""
+    def acked(self, ns: int, /) -> None: ...
+    def retried(self, topic: int, records: int, /) -> None: ...
+    def failed(self, topic: int, records: int, /) -> None: ...
+    def node(self, node_id: int, /) -> int:
+        """The row of a node, its own for ever; -1 when all are taken."""
+    def responded(self, row: int, ns: int, /) -> None:
+        """The answer to a Produce request came."""
+    def sent(self, row: int, size_bytes: int, /) -> None: ...
+    def received(self, row: int, size_bytes: int, responses: int, /) -> None: ...
+    def in_flight(self, row: int, requests: int, /) -> None: ...
+    def throttled(self, ms: int, /) -> None: ...
+    def publish(self, first: int, values: list[int], /) -> None:
+        """Set the counters from place `first` on, and those that workers count."""
+    def sample(self, now_ns: int, /) -> None:
+        """Keep what is there now: rates and averages are counted from it later."""
+    def read(self) -> Reading: ...
 
 @final
 class Pool:
@@ -129,8 +174,8 @@ class Pool:
     def sticky_advance(self, topic: int, partition: int) -> None:
         """Move the topic's sticky partition on if it still is `partition`."""
     @property
-    def counters(self) -> memoryview:
-        """Writable memoryview of COUNTERS u64 ('Q') in CTL; names in mpproducer.shm.counters."""
+    def metrics(self) -> Metrics:
+        """What this pool's CTL holds of them; usable until the pool is closed."""
     def close_region(self) -> None:
         """From now on every append and every waiter fails: the sender is shutting down."""
 
@@ -174,7 +219,9 @@ class Attachment:
     def set_compressor(self, compress: Callable[[list[memoryview], int], bytes] | None) -> None:
         """Called with the pieces of a batch this process has filled; returns the compressed
         stream."""
-    def counters(self) -> list[int]: ...
+    def metrics(self) -> Reading: ...
+    def waited(self, flush: bool, ns: int) -> None:
+        """Count the time of a flush, or of a wait for metadata."""
     def stats(self) -> dict[str, int]:
         """This process: records appended, bytes, batches opened, races for a batch that it lost,
         how often it spread to a partition of its own and returned, lost commits, steals, waits,

@@ -79,6 +79,7 @@ struct mp_walk {
     int64_t base_timestamp;
     int64_t max_timestamp;
     uint32_t crc; /* CRC-32C of the records' bytes */
+    uint32_t largest; /* bytes of the largest record */
     uint32_t spans;
     struct mp_span *span; /* room for mp_slots_for(bytes) */
 };

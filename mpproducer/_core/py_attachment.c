@@ -473,7 +473,12 @@ int attachment_wait_memory(Attachment *a, uint32_t units, int64_t deadline_ns, c
     const int again = granted || due || over || *closed ||
                       atomic_load_explicit(&a->writer.region.ctl->closed, memory_order_relaxed);
     if (result == 0) result = !attachment_usable(a) ? 2 : again;
-    a->wait_ns += (uint64_t)(mp_now_ns() - start);
+    const uint64_t waited_ns = (uint64_t)(mp_now_ns() - start);
+    a->wait_ns += waited_ns;
+    if (a->fork_generation == mp_fork_generation) {
+        mp_tally(&a->writer, MP_TALLY_MEMORY_WAIT_NS, waited_ns);
+        mp_tally(&a->writer, MP_TALLY_MEMORY_WAITS, 1);
+    }
     a->acting--;
     if (!nested) {
         a->waiter = 0;
@@ -873,16 +878,22 @@ static PyObject *method_set_compressor(Attachment *a, PyObject *fn) {
     Py_RETURN_NONE;
 }
 
-static PyObject *method_counters(Attachment *a, PyObject *Py_UNUSED(ignored)) {
-    PyObject *list = PyList_New(MP_COUNTERS); /* first: it may run finalizers, which may close */
-    if (!check_usable(a)) Py_CLEAR(list);
-    for (uint32_t i = 0; list && i < MP_COUNTERS; i++) {
-        PyObject *value = PyLong_FromUnsignedLongLong(
-            atomic_load_explicit(&a->writer.region.ctl->counters[i], memory_order_relaxed));
-        if (!value) Py_CLEAR(list);
-        else PyList_SET_ITEM(list, i, value);
-    }
-    return list;
+static PyObject *method_metrics(Attachment *a, PyObject *Py_UNUSED(ignored)) {
+    if (!check_usable(a)) return NULL;
+    Py_INCREF((PyObject *)a);
+    a->users++; /* what is made of it may run finalizers, which may close */
+    PyObject *found = metrics_read(&a->writer.region);
+    end_use(a);
+    return found;
+}
+
+static PyObject *method_waited(Attachment *a, PyObject *args) {
+    int flush;
+    unsigned long long ns;
+    if (!PyArg_ParseTuple(args, "pK", &flush, &ns)) return NULL;
+    if (a->mapped && attachment_usable(a))
+        mp_tally(&a->writer, flush ? MP_TALLY_FLUSH_NS : MP_TALLY_METADATA_WAIT_NS, ns);
+    Py_RETURN_NONE;
 }
 
 static PyObject *method_stats(Attachment *a, PyObject *Py_UNUSED(ignored)) {
@@ -935,7 +946,8 @@ static PyMethodDef attachment_methods[] = {
     {"wait_for", (PyCFunction)method_wait_for, METH_VARARGS, NULL},
     {"fileno", (PyCFunction)method_fileno, METH_NOARGS, NULL},
     {"set_compressor", (PyCFunction)method_set_compressor, METH_O, NULL},
-    {"counters", (PyCFunction)method_counters, METH_NOARGS, NULL},
+    {"metrics", (PyCFunction)method_metrics, METH_NOARGS, NULL},
+    {"waited", (PyCFunction)method_waited, METH_VARARGS, NULL},
     {"stats", (PyCFunction)method_stats, METH_NOARGS, NULL},
     {"fail_pending", (PyCFunction)method_fail_pending, METH_VARARGS, NULL},
     {"forget", (PyCFunction)method_forget, METH_NOARGS, NULL},

@@ -198,6 +198,7 @@ static PyObject *freeze_one(Pool *self, uint32_t slot, uint64_t *bytes) {
         return Py_BuildValue("sI", wrong,
                              mp_records(atomic_load_explicit(&header->word, memory_order_relaxed)));
     *bytes += walk.bytes;
+    mp_peak(&self->sender.region.metrics->peak[MP_PEAK_RECORD_BYTES], walk.largest);
     return Py_BuildValue("IILLINN", walk.records, walk.bytes, (long long)walk.base_timestamp,
                          (long long)walk.max_timestamp, walk.crc, participants(header),
                          span_list(&walk));
@@ -270,6 +271,9 @@ static PyObject *pool_owner_alive(Pool *self, PyObject *args) {
         return NULL;
     }
     self->sender.alive[owner] = (uint8_t)alive;
+    struct mp_metrics *metrics = self->sender.region.metrics;
+    if (owner > atomic_load_explicit(&metrics->owners, memory_order_relaxed))
+        atomic_store_explicit(&metrics->owners, owner, memory_order_relaxed);
     Py_RETURN_NONE;
 }
 
@@ -454,14 +458,9 @@ static PyObject *pool_close_region(Pool *self, PyObject *Py_UNUSED(ignored)) {
     Py_RETURN_NONE;
 }
 
-static PyObject *pool_counters(Pool *self, void *Py_UNUSED(closure)) {
+static PyObject *pool_metrics(Pool *self, void *Py_UNUSED(closure)) {
     if (!check_open(self)) return NULL;
-    PyObject *bytes = PyMemoryView_FromMemory((char *)self->sender.region.ctl->counters,
-                                              MP_COUNTERS * 8, PyBUF_WRITE);
-    if (!bytes) return NULL;
-    PyObject *words = PyObject_CallMethod(bytes, "cast", "s", "Q");
-    Py_DECREF(bytes);
-    return words;
+    return metrics_of_pool((PyObject *)self, &self->open, &self->sender.region);
 }
 
 static int pool_getbuffer(Pool *self, Py_buffer *view, int flags) {
@@ -511,7 +510,7 @@ static PyObject *pool_sleeps(Pool *self, void *Py_UNUSED(closure)) {
 }
 
 static PyGetSetDef pool_getset[] = {
-    {"counters", (getter)pool_counters, NULL, NULL, NULL},
+    {"metrics", (getter)pool_metrics, NULL, NULL, NULL},
     {"sleeps", (getter)pool_sleeps, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

@@ -53,10 +53,28 @@ int is_not_written(void) {
     return ours;
 }
 
+void count_failed(PyObject *attachment, uint64_t records) {
+    static const struct { const char *name; enum mp_tally_word word; } causes[] = {
+        {"BufferFull", MP_TALLY_BUFFER_FULL},        {"MetadataTimeout", MP_TALLY_NO_METADATA},
+        {"RecordTooLarge", MP_TALLY_TOO_LARGE},      {"InvalidTopic", MP_TALLY_INVALID_TOPIC},
+        {"AuthorizationFailed", MP_TALLY_AUTHORIZATION},
+    };
+    if (!attachment || Py_TYPE(attachment) != &Attachment_Type) return;
+    const Attachment *a = (const Attachment *)attachment;
+    if (!attachment_usable(a)) return; /* and with it, the row of this process */
+    PyObject *type = PyErr_Occurred();
+    const char *name = type && PyType_Check(type) ? ((PyTypeObject *)type)->tp_name : "";
+    enum mp_tally_word word = MP_TALLY_NOT_SENT;
+    for (size_t i = 0; i < sizeof causes / sizeof *causes; i++)
+        if (strcmp(name, causes[i].name) == 0) word = causes[i].word;
+    mp_tally(&a->writer, word, records);
+}
+
 /* If the set exception is an outcome of the record, turns it into a failed future (as Java's
  * producer does with its ApiException family); otherwise leaves it set and returns NULL. */
-static PyObject *as_failed_future(PyObject *topic) {
+static PyObject *as_failed_future(const Producer *self, PyObject *topic) {
     if (!is_not_written()) return NULL;
+    count_failed(self->attachment, 1);
     PyObject *type, *value, *trace;
     PyErr_Fetch(&type, &value, &trace);
     PyErr_NormalizeException(&type, &value, &trace);
@@ -285,18 +303,18 @@ static PyObject *send_record(Producer *self, struct request *r, int64_t explicit
     for (;;) {
         if (producer_check_open(self) < 0) return NULL;
         Attachment *a = producer_attach(self, deadline);
-        if (!a) return as_failed_future(r->topic);
+        if (!a) return as_failed_future(self, r->topic);
         TopicRef *ref = producer_topic(self, a, r->topic, explicit_partition, deadline);
         if (!ref) {
             Py_DECREF((PyObject *)a);
             if (!PyErr_Occurred()) continue;
-            return as_failed_future(r->topic);
+            return as_failed_future(self, r->topic);
         }
         const uint64_t bound = request_bound(&r->record) + r->too_large;
         if (bound > a->writer.region.ctl->max_request_size) {
             raise_too_large(bound, a->writer.region.ctl->max_request_size, "max_request_size");
             Py_DECREF((PyObject *)a);
-            return as_failed_future(r->topic);
+            return as_failed_future(self, r->topic);
         }
         const uint32_t count =
             atomic_load_explicit(&ref->topic->partition_count, memory_order_acquire);
@@ -341,7 +359,7 @@ static PyObject *send_record(Producer *self, struct request *r, int64_t explicit
         if (place.sealed_count > 0) attachment_compress(a, &place);
         const int again = producer_wait(self, a, &r->record, status, place.units, deadline);
         Py_DECREF((PyObject *)a);
-        if (again < 0) return as_failed_future(r->topic);
+        if (again < 0) return as_failed_future(self, r->topic);
     }
 }
 

@@ -104,6 +104,8 @@ static inline uint64_t request_bound(const struct mp_record *record) {
 void raise_too_large(uint64_t bound, uint64_t limit, const char *key);
 /* Whether the exception that is set says of a record that it is not written: an outcome of it. */
 int is_not_written(void);
+/* Counts records whose outcome is the exception that is set, where this process is attached. */
+void count_failed(PyObject *attachment, uint64_t records);
 
 static inline int64_t wall_clock_ms(void) {
     struct timespec now; /* coarse: a few ms behind at most, and a tenth of the cost */

@@ -170,6 +170,7 @@ static int append_divided(struct sending *s, Py_ssize_t at, uint32_t count) {
             Py_XINCREF(unknown);
             Py_XINCREF(trace);
             PyErr_Restore(type, unknown, trace);
+            count_failed((PyObject *)s->a, size);
             result = runs_fail(s->runs, s->topic, size);
         } else {
             result = append(s, s->list + from, size, to, &sealed);
@@ -300,6 +301,7 @@ static Py_ssize_t send_chunk(struct sending *s, Py_ssize_t at) {
         bytes += bound;
         if (bound > most && i == 0) {
             raise_too_large(bound, most, "max_request_size");
+            count_failed((PyObject *)s->a, 1);
             return runs_fail(s->runs, s->topic, 1) < 0 ? -1 : 1;
         }
         if (bound > most || (bytes > CHUNK_BYTES && i > 0)) count = i;
@@ -365,6 +367,7 @@ failed:
 static int fail_rest(struct sending *s) {
     if (!PyErr_ExceptionMatches(PyExc_Exception)) return -1;
     if (s->runs->count == 0 && !is_not_written()) return -1;
+    count_failed((PyObject *)s->a, (uint64_t)(s->count - s->runs->count));
     return runs_fail(s->runs, s->topic, s->count - s->runs->count);
 }
 

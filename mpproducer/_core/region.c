@@ -10,7 +10,7 @@
 static size_t align_up(size_t value, size_t to) { return (value + to - 1) / to * to; }
 
 struct offsets {
-    size_t topics, available, ctl_end;
+    size_t topics, available, metrics, ctl_end;
     size_t dirty, free, sticky, partitions, slots, data, pool_end;
 };
 
@@ -18,7 +18,8 @@ static struct offsets place(uint32_t slots, uint32_t max_partitions, uint32_t ma
     struct offsets at;
     at.topics = align_up(sizeof(struct mp_ctl), MP_LINE);
     at.available = at.topics + (size_t)max_topics * sizeof(struct mp_topic);
-    at.ctl_end = align_up(at.available + max_partitions, 4096);
+    at.metrics = align_up(at.available + max_partitions, MP_LINE);
+    at.ctl_end = align_up(at.metrics + mp_metrics_bytes(max_topics), 4096);
     at.dirty = align_up(sizeof(struct mp_pool), MP_LINE);
     at.free = align_up(at.dirty + ((size_t)max_partitions + 63) / 64 * 8, MP_LINE);
     at.sticky = align_up(at.free + ((size_t)slots + 63) / 64 * 8, MP_LINE);
@@ -66,6 +67,7 @@ const char *mp_region_map(struct mp_region *region, int ctl_fd, int pool_fd, uin
     region->ctl = (struct mp_ctl *)ctl;
     region->topics = (struct mp_topic *)(ctl + at.topics);
     region->available = (mp_a8 *)(ctl + at.available);
+    region->metrics = (struct mp_metrics *)(ctl + at.metrics);
     region->pool = (struct mp_pool *)pool;
     region->dirty = (mp_a64 *)(pool + at.dirty);
     region->free = (mp_a64 *)(pool + at.free);
@@ -95,6 +97,21 @@ const char *mp_region_check(const struct mp_region *region) {
         return "the segments' geometry is out of range";
     if (atomic_load_explicit(&ctl->topic_count, memory_order_acquire) > ctl->max_topics)
         return "the topic directory is longer than its segment";
+    return NULL;
+}
+
+const char *mp_control_map(struct mp_region *region, int ctl_fd, uint32_t max_partitions,
+                           uint32_t max_topics) {
+    const struct offsets at = place(0, max_partitions, max_topics);
+    memset(region, 0, sizeof *region);
+    if (shorter_than(ctl_fd, at.ctl_end)) return "the segment is smaller than its geometry says";
+    uint8_t *ctl = mmap(NULL, at.ctl_end, PROT_READ, MAP_SHARED, ctl_fd, 0);
+    if (ctl == MAP_FAILED) return "mapping the control segment failed";
+    region->ctl = (struct mp_ctl *)ctl;
+    region->topics = (struct mp_topic *)(ctl + at.topics);
+    region->metrics = (struct mp_metrics *)(ctl + at.metrics);
+    region->ctl_bytes = at.ctl_end;
+    region->max_topics = max_topics;
     return NULL;
 }
 
@@ -170,6 +187,16 @@ int mp_anyone_waits(const struct mp_region *region) {
     for (uint32_t i = 0; i < MP_OWNER_WORDS; i++)
         any |= atomic_load_explicit(&region->pool->waiting[i], memory_order_seq_cst);
     return any != 0;
+}
+
+void mp_sum_tallies(const struct mp_region *region, uint64_t *sums) {
+    uint64_t owners = atomic_load_explicit(&region->metrics->owners, memory_order_relaxed);
+    if (owners > MP_MAX_OWNERS) owners = MP_MAX_OWNERS;
+    memset(sums, 0, MP_TALLY_WORDS * sizeof *sums);
+    for (uint64_t owner = 1; owner <= owners; owner++)
+        for (uint32_t i = 0; i < MP_TALLY_WORDS; i++)
+            sums[i] += atomic_load_explicit(&region->pool->tallies[owner].word[i],
+                                            memory_order_relaxed);
 }
 
 /* Not FUTEX_PRIVATE: the word lies in memory shared between processes. */

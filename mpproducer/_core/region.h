@@ -32,6 +32,13 @@ void mp_region_unmap(struct mp_region *region);
  * wrong. The sender has checked what it wrote; this is about another version, or another file. */
 const char *mp_region_check(const struct mp_region *region);
 
+/* Maps CTL alone, read-only: for who looks at a host and sends nothing. */
+const char *mp_control_map(struct mp_region *region, int ctl_fd, uint32_t max_partitions,
+                           uint32_t max_topics);
+
+/* MP_TALLY_WORDS sums over the rows of all owner ids ever given. */
+void mp_sum_tallies(const struct mp_region *region, uint64_t *sums);
+
 /* Claims a FREE slot for `owner` (T1): a head with no records, or an unplaced extension.
  * Returns the slot or MP_NONE when the pool is exhausted. */
 uint32_t mp_claim(struct mp_region *region, uint32_t owner, int extension);

@@ -114,7 +114,7 @@ const char *mp_check_records(const uint8_t *data, const struct mp_span *span, ui
                              uint32_t records, struct mp_walk *walk) {
     static const uint8_t nothing = 0;
     struct reader in = {data, span, span + spans, &nothing, &nothing, &nothing, 0, 0};
-    uint64_t left = walk->bytes;
+    uint64_t left = walk->bytes, largest = 0;
     int64_t max_delta = 0;
     for (uint32_t i = 0; i < records; i++) {
         uint64_t total = 0;
@@ -126,10 +126,12 @@ const char *mp_check_records(const uint8_t *data, const struct mp_span *span, ui
             in.crc = mp_crc32c(in.crc, in.summed, CRC_BYTES);
             in.summed += CRC_BYTES;
         }
+        if (total > largest) largest = total;
         if (delta > max_delta) max_delta = delta;
     }
     if (left != 0) return "the batch has bytes behind its last record";
     walk->crc = mp_crc32c(in.crc, in.summed, (size_t)(in.at - in.summed));
+    walk->largest = (uint32_t)largest;
     if (__builtin_add_overflow(walk->base_timestamp, max_delta, &walk->max_timestamp))
         return "a record's timestamp is out of range";
     return NULL;

@@ -12,7 +12,7 @@ from mpproducer.version import __version__
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all subcommands."""
-    from mpproducer.cli import demo, produce, sender
+    from mpproducer.cli import demo, metrics, produce, sender
 
     parser = argparse.ArgumentParser(
         prog="mpproducer",
@@ -23,6 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     produce.add_arguments(commands)
     demo.add_arguments(commands)
     sender.add_arguments(commands)
+    metrics.add_top(commands)
     return parser
 
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from dataclasses import dataclass
 
-from mpproducer.cli import sender as sender_cli
+from mpproducer import visitor
 from mpproducer.cli.demo_job import (
     LINGER_MS,
     TOPIC,
@@ -116,7 +116,7 @@ def _shared(job: Job, progress: Progress) -> Outcome:
 def _sender_cpu_s(place: Rendezvous) -> float:
     import psutil
 
-    answer = sender_cli.ask(place, "status")
+    answer = visitor.ask(place, "status")
     if answer is None:
         return 0.0
     times = psutil.Process(answer["pid"]).cpu_times()

@@ -7,23 +7,24 @@ import json
 import os
 import select
 import signal
-import socket
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
+from mpproducer.cli import metrics
+from mpproducer.cli.metrics import numbers, shown
 from mpproducer.cli.produce import add_brokers, config_of
-from mpproducer.errors import KafkaError, SenderError
-from mpproducer.shm import control
-from mpproducer.shm.rendezvous import RUNTIME_DIR_VARIABLE, Rendezvous, default_base
+from mpproducer.shm.metrics import Metrics
+from mpproducer.shm.rendezvous import Rendezvous
+from mpproducer.visitor import ask, places, read_all, runtime_folder
 
-_ANSWER_NS = 5_000_000_000
 _RETRY_S = 0.1
 _SHOWN = (
     "record-acked-total", "record-not-written-total", "record-unknown-total",
     "produce-request-total", "batch-send-total", "connection-count",
     "buffer-available-bytes", "buffer-total-bytes", "batches-incomplete",
+    "record-send-rate", "records-per-request-avg", "request-latency-p50", "request-latency-p99",
+    "send-to-ack-p50", "send-to-ack-p99",
 )  # fmt: skip
 
 
@@ -48,6 +49,7 @@ def add_arguments(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         verb.add_argument("--runtime-dir", help="where senders live, if not in the default folder")
         verb.add_argument("--json", action="store_true", help="everything they say, as JSON")
         verb.set_defaults(run=run)
+    metrics.add_arguments(verbs)
     keep = verbs.add_parser(
         "run",
         help="keep the sender of a configuration running until Ctrl-C or SIGTERM",
@@ -62,9 +64,12 @@ def add_arguments(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 
 def run(args: argparse.Namespace) -> int:
     """Run `status` and `stop`; status 1 when no sender runs."""
-    given = args.runtime_dir or os.environ.get(RUNTIME_DIR_VARIABLE)
-    base = Path(given or default_base()).absolute()
+    base = runtime_folder(args.runtime_dir)
     found = [answer for place in places(base) if (answer := ask(place, args.verb)) is not None]
+    measured = {one.folder: one.metrics for one in read_all(base)} if args.verb == "status" else {}
+    for answer in found:
+        if answer["type"] == "status":
+            answer["metrics"] = numbers(measured.get(answer["folder"], Metrics()))
     gone = True
     if args.verb == "stop":
         gone = _await_ends(found, time.monotonic() + args.timeout)
@@ -146,37 +151,6 @@ def _watch(pid: int) -> bool:
     return True
 
 
-def places(base: Path) -> list[Rendezvous]:
-    """Return the rendezvous folders with a socket below a runtime folder."""
-    try:
-        return [Rendezvous(str(path.parent)) for path in sorted(base.glob("*/socket"))]
-    except OSError as error:
-        raise KafkaError(f"cannot look into {base}: {error.strerror}") from error
-
-
-def ask(place: Rendezvous, verb: str) -> dict[str, Any] | None:
-    """Send one message to the sender of a rendezvous; None when there is none.
-
-    `stop` is answered by the end of the connection; the sender delivers what it has first.
-    """
-    deadline_ns = time.monotonic_ns() + _ANSWER_NS
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
-        sock.setblocking(False)
-        try:
-            sock.connect(place.socket)
-        except OSError:
-            return None
-        pid, _uid, _gid = control.peer_credentials(sock)
-        try:
-            control.send_with_fds(sock, {"type": verb}, [], deadline_ns)
-            if verb == "stop":
-                return {"type": "stopping", "pid": pid, "folder": place.folder}
-            answer, _fds = control.recv_with_fds(sock, deadline_ns)
-        except (OSError, TimeoutError, SenderError) as error:
-            return {"type": "silent", "pid": pid, "folder": place.folder, "why": str(error)}
-    return answer | {"folder": place.folder}
-
-
 def _describe(answer: dict[str, Any]) -> str:
     head = f"sender {answer['pid']} in {answer['folder']}"
     kind = answer["type"]
@@ -186,11 +160,13 @@ def _describe(answer: dict[str, Any]) -> str:
         return f"{head}: still delivering what it holds"
     if kind == "stopped":
         return f"{head}: has delivered what it held, and ended"
-    counters = answer["counters"]
+    if kind != "status":
+        return f"{head}: {answer.get('message', kind)}"
+    counters = answer["counters"] | answer["metrics"].get("producer-metrics", {})
     rows = [
         ("workers", ", ".join(map(str, answer["workers"])) or "none"),
         *((f"node {node['id']}", _node(node)) for node in answer["nodes"] if node["id"] >= 0),
-        *((name, f"{counters[name]:,}") for name in _SHOWN if name in counters),
+        *((name, shown(counters[name])) for name in _SHOWN if name in counters),
     ]
     return "\n".join([head, *(f"  {name:26} {value}" for name, value in rows)])
 

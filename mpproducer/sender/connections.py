@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mpproducer.config import Config
     from mpproducer.sender.actions import Event
     from mpproducer.sender.counters import Counters
+    from mpproducer.sender.metrics import Recorder
 
 _IN: Final = select.EPOLLIN
 _OUT: Final = select.EPOLLOUT
@@ -28,11 +29,12 @@ _BROKEN: Final = select.EPOLLERR | select.EPOLLHUP
 class Connection:
     """One stream, the requests whose answers it owes, and what epoll watches it for."""
 
-    __slots__ = ("conn", "expected", "label", "mask", "reader", "ready", "stream", "writing")
+    __slots__ = ("conn", "expected", "label", "mask", "reader", "ready", "row", "stream", "writing")
 
-    def __init__(self, conn: int, label: str, stream: Stream) -> None:
+    def __init__(self, conn: int, label: str, row: int, stream: Stream) -> None:
         self.conn = conn
         self.label = label
+        self.row = row  # of its node's metrics
         self.stream = stream
         self.reader = FrameReader()
         self.expected: deque[tuple[int, int, int]] = deque()  # correlation id, api key, version
@@ -51,6 +53,7 @@ class Connections:
         handlers: dict[int, Callable[[int], None]],
         report: Callable[[Event], None],
         counters: Counters,
+        measure: Recorder,
     ) -> None:
         self._send_buffer_bytes = config.send_buffer_bytes
         self._receive_buffer_bytes = config.receive_buffer_bytes
@@ -58,6 +61,7 @@ class Connections:
         self._handlers = handlers
         self._report = report
         self._counters = counters
+        self._measure = measure
         self._by_conn: dict[int, Connection] = {}
 
     def connect(self, action: actions.Connect) -> None:
@@ -70,7 +74,7 @@ class Connections:
         except OSError as error:
             self._report(actions.ConnectFailed(action.conn, f"{label}: {error}"))
             return
-        connection = Connection(action.conn, label, stream)
+        connection = Connection(action.conn, label, self._measure.node(action.node_id), stream)
         self._by_conn[action.conn] = connection
         self._counters.connection_count = len(self._by_conn)
         fd = stream.fileno()
@@ -112,6 +116,7 @@ class Connections:
         if answered:
             connection.expected.append((correlation_id, api_key, version))
         self._counters.outgoing_byte_total += size_bytes
+        self._measure.sent(connection.row, size_bytes)
         try:
             whole = connection.stream.write(buffers)
         except OSError as error:
@@ -156,6 +161,7 @@ class Connections:
         """Receive once: epoll is level-triggered, and no broker keeps the loop to itself."""
         count, received = connection.reader.read(connection.stream.read_into)
         self._counters.incoming_byte_total += count
+        self._measure.received(connection.row, count, len(received))
         for frame in received:
             self._take(connection, frame)
             if connection.conn not in self._by_conn:

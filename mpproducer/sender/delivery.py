@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from mpproducer.sender.idempotence import Idempotence
     from mpproducer.sender.inflight import InFlight
     from mpproducer.sender.metadata import Metadata
+    from mpproducer.sender.metrics import Recorder
     from mpproducer.sender.partition import Partition
     from mpproducer.sender.timers import Timers
 
@@ -80,6 +81,7 @@ class Delivery:
         random: Randomness,
         emit: Callable[[Action], None],
         counters: Counters,
+        measure: Recorder,
         fatal: Callable[[int, Reason, str], None],
     ) -> None:
         self._drain = drain
@@ -88,6 +90,7 @@ class Delivery:
         self._timers = timers
         self._emit = emit
         self._counters = counters
+        self._measure = measure
         self._fatal = fatal
         self._retries = config.retries
         self._batch_size = config.batch_size
@@ -161,7 +164,7 @@ class Delivery:
             partition.wire_node = None
         code = result.error_code
         if not code and not batch.done:
-            self._acked(batch, result)
+            self._acked(batch, result, now_ns)
         elif batch.done:
             self._late(batch, code, result)
         else:
@@ -178,11 +181,12 @@ class Delivery:
             self._counters.epoch_bump_total = idempotence.bumps
         self._drain.refresh(partition, now_ns)
 
-    def _acked(self, batch: ProducerBatch, result: PartitionResult) -> None:
+    def _acked(self, batch: ProducerBatch, result: PartitionResult, now_ns: int) -> None:
         if batch.base_sequence >= 0:
             self._idempotence.acked(batch, result.base_offset)
         batch.to(ACKED)
         self._counters.record_acked_total += batch.records
+        self._measure.acked(now_ns - batch.created_ns)
         outcome = Outcome(
             Kind.ACKED,
             0,
@@ -216,7 +220,7 @@ class Delivery:
         if leader is not None:
             self._metadata.hint(batch.partition, *leader)
         if row.step is Step.DUPLICATE:
-            self._acked(batch, result)
+            self._acked(batch, result, now_ns)
             return
         if row.step is Step.SPLIT and batch.records > 1 and not batch.unsure:
             self._split(batch)
@@ -247,6 +251,7 @@ class Delivery:
 
     def _retry(self, batch: ProducerBatch, row: ErrorRow, now_ns: int) -> None:
         self._counters.record_retry_total += batch.records
+        self._measure.retried(batch.partition.topic_index, batch.records)
         wait_ns = self._backoff.draw_ns(batch.attempts)
         if batch.partition.leader_epoch > batch.leader_epoch >= 0:
             # A newer leader is known already: waiting for the old one's backoff is pointless.
@@ -371,7 +376,8 @@ class Delivery:
         unknown = outcome.kind is Kind.UNKNOWN
         batch.to(FAILED_UNKNOWN if unknown else FAILED_NOT_WRITTEN)
         counters = self._counters
-        counters.record_error_total += batch.records
+        counters.failed(reason, batch.records)
+        self._measure.failed(batch.partition.topic_index, batch.records)
         if unknown:
             counters.record_unknown_total += batch.records
         else:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from mpproducer.sender.actions import Action, Seal, SendProduce
 from mpproducer.sender.batch import (
+    HEADER_BYTES,
     HELD,
     IN_FLIGHT,
     LENT,
@@ -41,6 +42,7 @@ from mpproducer.sender.retry import MS
 if TYPE_CHECKING:
     from mpproducer.config import Config
     from mpproducer.sender.counters import Counters
+    from mpproducer.sender.metrics import Recorder
     from mpproducer.sender.timers import Timers
 
 PREPARED: Final = 2  # sealed batches per partition that compression may run ahead
@@ -60,6 +62,7 @@ class Drain:
         timers: Timers,
         emit: Callable[[Action], None],
         counters: Counters,
+        measure: Recorder,
         leader_unknown: Callable[[Partition], None],
         cannot_produce: Callable[[Node, int], None],
     ) -> None:
@@ -69,6 +72,7 @@ class Drain:
         self._timers = timers
         self._emit = emit
         self._counters = counters
+        self._measure = measure
         self._leader_unknown = leader_unknown
         self._cannot_produce = cannot_produce
         self._linger_ns = config.linger_ms * MS
@@ -310,7 +314,6 @@ class Drain:
         return self._leader_node(partition, batch) is node
 
     def _send(self, node: Node, batches: tuple[ProducerBatch, ...], now_ns: int) -> None:
-        counters = self._counters
         for batch in batches:
             partition = batch.partition
             queue = partition.queue
@@ -331,12 +334,17 @@ class Drain:
             partition.ready_at = None
             partition.on_wire += 1
             partition.wire_node = node
-            counters.record_send_total += batch.records
-            counters.byte_total += batch.wire_bytes
+            fresh = batch.attempts == 1 and batch.parts is None
+            self._measure.drained(
+                partition.topic_index,
+                batch.records,
+                batch.wire_bytes,
+                HEADER_BYTES + batch.size_bytes,
+                now_ns - batch.created_ns if fresh else -1,
+            )
         if node.blocked_ns is not None:
             self._load.drained(node)
-        counters.batch_send_total += len(batches)
-        counters.produce_request_total += 1
+        self._counters.produce_request_total += 1
         version = node.produce_version
         request = self._nodes.register(node, API_PRODUCE, version, None, batches, now_ns)
         request.expects_response = self._acks != 0

@@ -35,6 +35,7 @@ from mpproducer.sender.workers import Worker, Workers
 from mpproducer.shm import counters as counter_names
 
 if TYPE_CHECKING:
+    from mpproducer._core.native import Metrics
     from mpproducer.config import Config
 
 _LOG = logging.getLogger("mpproducer.sender")
@@ -43,6 +44,7 @@ MAX_SLEEP_NS: Final = 100_000_000
 IDLE_SLEEP_NS: Final = 5_000_000_000  # a last resort, should the argument above have a hole
 _PUBLISH_NS: Final = 50_000_000
 _STALE_NS: Final = 1_000_000_000
+SAMPLE_NS: Final = 30_000_000_000  # rates and averages cover one to two of these, as Java's
 
 
 def dispatch(handlers: dict[int, Callable[[int], None]], events: list[tuple[int, int]]) -> None:
@@ -80,13 +82,16 @@ class Loop:
         self._epoll_fd = epoll.fileno()
         self.handlers = handlers
         self.now_ns = time.monotonic_ns()
-        self.machine = Machine(config, random, self.now_ns)
+        self.metrics: Metrics = pool.metrics
+        self.machine = Machine(config, random, self.now_ns, self.metrics)
         self.counters = self.machine.counters
         self.workers = workers or Workers(self.counters, max_owners)
         self._wake_fd = wake_fd
         self._payload = memoryview(pool)
         self.store = Store(config, pool, self._payload, corrupt_error, self.counters, self.wake)
-        self.connections = Connections(config, epoll, handlers, self.report, self.counters)
+        self.connections = Connections(
+            config, epoll, handlers, self.report, self.counters, self.metrics
+        )
         self.resolver = Resolver(self.wake)
         self.produce = codec.ProduceEncoder(config.client_id)
         self.exit_why = ""
@@ -98,6 +103,9 @@ class Loop:
         self._directory_changed = False
         self._released = False
         self._publish_ns = self.now_ns  # NEVER_NS: nothing happened since the last time
+        self._sample_due_ns = self.now_ns + SAMPLE_NS
+        self.counters.started_ns = self.now_ns
+        self.metrics.sample(self.now_ns)
         self._backlogged: dict[int, Worker] = {}
         self._quarantine_ns = 0
         self._until_ns = self.now_ns  # when the sleep was to end
@@ -140,6 +148,8 @@ class Loop:
         events = self._sleep()
         self.now_ns = time.monotonic_ns()
         slept_ns = self.now_ns - before_ns
+        if self.now_ns >= self._sample_due_ns:
+            self._sample()
         dispatch(self.handlers, events)
         self._flush_completions()  # somebody may wait for them: before anything else
         if events and self._publish_ns == NEVER_NS:
@@ -420,19 +430,28 @@ class Loop:
         counters.batches_incomplete = len(self.machine.delivery.aging)
         counters.batches_unreleased = self.machine.delivery.unreleased
         counters.completion_backlog_bytes = self.workers.backlog_bytes()
-        age_ns = self.now_ns - self.machine.metadata.succeeded_ns
-        counters.metadata_age_ms = max(0, age_ns) // 1_000_000
-        counters.requests_in_flight = self.machine.nodes.requests_in_flight()
-        page = self.pool.counters
-        for place, attribute in enumerate(_ATTRIBUTES):
-            page[place] = getattr(counters, attribute)
+        counters.metadata_updated_ns = max(0, self.machine.metadata.succeeded_ns)
+        counters.requests_in_flight = 0
+        for node in self.machine.nodes.all():
+            in_flight = len(node.in_flight)
+            counters.requests_in_flight += in_flight
+            self.metrics.in_flight(node.row, in_flight)
+        values = [getattr(counters, attribute) for attribute in _ATTRIBUTES]
+        self.metrics.publish(counter_names.COPIED_FIRST, values)
+
+    def _sample(self) -> None:
+        """Keep what was counted up to now, before anything of this turn is. Overdue by a whole
+        period, the sender has slept that long and the older sample would be the same as well."""
+        self.publish_counters()
+        if self.now_ns >= self._sample_due_ns + SAMPLE_NS:
+            self.metrics.sample(self.now_ns - SAMPLE_NS)
+        self.metrics.sample(self.now_ns)
+        self._sample_due_ns = self.now_ns + SAMPLE_NS
 
     def counter_values(self) -> dict[str, int]:
         """The counters by their published names."""
-        return {
-            name: getattr(self.counters, attribute)
-            for name, attribute in zip(counter_names.NAMES, _ATTRIBUTES, strict=True)
-        }
+        _now, counters, *_rest = self.metrics.read()[0]
+        return {name: counters[place] for place, name in enumerate(counter_names.NAMES)}
 
     def abort(self) -> None:
         """After a crash: tell every worker what is certain about its records."""
@@ -451,4 +470,4 @@ class Loop:
         self._payload.release()
 
 
-_ATTRIBUTES: Final = tuple(name.replace("-", "_") for name in counter_names.NAMES)
+_ATTRIBUTES: Final = tuple(name.replace("-", "_") for name in counter_names.COPIED_NAMES)

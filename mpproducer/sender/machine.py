@@ -43,6 +43,7 @@ from mpproducer.sender.inflight import (
 )
 from mpproducer.sender.load import Load
 from mpproducer.sender.metadata import Metadata
+from mpproducer.sender.metrics import Recorder, Unmeasured
 from mpproducer.sender.nodes import Node, Nodes
 from mpproducer.sender.partition import Partition
 from mpproducer.sender.retry import MS, Randomness, deadline_ns
@@ -63,20 +64,23 @@ class Phase(enum.IntEnum):
 class Machine:
     """One sender. Not thread-safe; owned by the loop (or by a test, or by a simulation)."""
 
-    def __init__(self, config: Config, random: Randomness, now_ns: int) -> None:
+    def __init__(
+        self, config: Config, random: Randomness, now_ns: int, measure: Recorder | None = None
+    ) -> None:
         self._actions: list[Action] = []
         emit = self._actions.append
         self._timeout_ms = config.delivery_timeout_ms
         self._idle_ns = config.sender_idle_ms * MS
         self.counters = Counters()
+        self._measure = measure = measure or Unmeasured()
         self.timers = Timers()
         self.idempotence = Idempotence(config.enable_idempotence)
-        self.nodes = Nodes(config, random, self.timers, emit, self.counters, self)
+        self.nodes = Nodes(config, random, self.timers, emit, self.counters, measure, self)
         self.metadata = Metadata(config, random, emit, self.counters, self._leader_changed, now_ns)
         self.load = Load(config, self.nodes, self.metadata.partitions, self.timers, emit)
         self.drain = Drain(
             config, self.nodes, self.load, self.idempotence, self.timers, emit, self.counters,
-            self._leader_unknown, self._cannot_produce,
+            measure, self._leader_unknown, self._cannot_produce,
         )  # fmt: skip
         self.delivery = Delivery(
             config,
@@ -87,6 +91,7 @@ class Machine:
             random,
             emit,
             self.counters,
+            measure,
             self._fatal_error,
         )
         self.discovery = Discovery(
@@ -107,14 +112,14 @@ class Machine:
         self._close_deadline_ns: int | None = None
         self._now_ns, self._opened_ns = now_ns, 0  # now, and when the latest batch was opened
         self._open: dict[int, ProducerBatch] = {}  # head slot -> batch not sealed yet
-        self._handlers = self._event_handlers()
+        self._handlers = self._by_event()
         self._sealers: dict[type[Any], Callable[[Any, int], None]] = {
             actions.BatchSealed: self._on_sealed,
             actions.BatchEmpty: self._on_empty,
             actions.BatchCorrupt: self._on_corrupt,
         }
 
-    def _event_handlers(self) -> dict[type[Any], Callable[[Any, int], None]]:
+    def _by_event(self) -> dict[type[Any], Callable[[Any, int], None]]:
         return {
             actions.BatchOpened: self._on_opened,
             actions.BatchFull: self._on_full,
@@ -231,7 +236,6 @@ class Machine:
             self.delivery.drop_empty(batch)
             self.drain.removed(batch, now_ns)
             return
-        self.counters.record_queue_time_us_total += (now_ns - batch.created_ns) // 1000
         if batch.doom is not None:
             self.delivery.doomed(batch, now_ns)
         elif must_compress:
@@ -451,14 +455,13 @@ class Machine:
         message = event.message
         api_key = request.api_key
         throttle_ms = requests.throttle_ms(message)
-        if throttle_ms and requests.client_throttles(api_key, request.api_version):
+        if throttle_ms:
+            self._measure.throttled(throttle_ms)
             counters.produce_throttle_time_ms_total += throttle_ms
-            self.nodes.throttle(node, throttle_ms, now_ns)
+            if requests.client_throttles(api_key, request.api_version):
+                self.nodes.throttle(node, throttle_ms, now_ns)
         if api_key == API_PRODUCE:
-            latency_us = (now_ns - request.sent_ns) // 1000
-            counters.request_latency_us_total += latency_us
-            if latency_us > counters.request_latency_us_max:
-                counters.request_latency_us_max = latency_us
+            self._measure.responded(node.row, now_ns - request.sent_ns)
             for node_id, host, port in message.node_endpoints:
                 self.nodes.learn(node_id, host, port, now_ns)
             self.delivery.answered(request, message, now_ns)

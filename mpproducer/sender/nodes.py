@@ -38,6 +38,7 @@ from mpproducer.sender.retry import MS, Backoff, Randomness
 if TYPE_CHECKING:
     from mpproducer.config import Config
     from mpproducer.sender.counters import Counters
+    from mpproducer.sender.metrics import Recorder
     from mpproducer.sender.partition import Partition
     from mpproducer.sender.timers import Timers
 
@@ -83,6 +84,7 @@ class Node:
         "produce_version",
         "ready",
         "retry_at_ns",
+        "row",
         "sealing",
         "setup_failures",
         "state",
@@ -93,8 +95,9 @@ class Node:
         "why",
     )
 
-    def __init__(self, node_id: int, host: str, port: int, limit: int) -> None:
+    def __init__(self, node_id: int, host: str, port: int, limit: int, row: int) -> None:
         self.node_id = node_id
+        self.row = row  # of its metrics
         self.host = host
         self.port = port
         self.state = DISCONNECTED
@@ -157,6 +160,7 @@ class Nodes:
         timers: Timers,
         emit: Callable[[Action], None],
         counters: Counters,
+        measure: Recorder,
         owner: Owner,
     ) -> None:
         self._limit = config.max_in_flight_requests_per_connection
@@ -175,6 +179,7 @@ class Nodes:
         self._timers = timers
         self._emit = emit
         self._counters = counters
+        self._measure = measure
         self._owner = owner
         self._client_id = config.client_id
         self._correlation = Correlation()
@@ -182,13 +187,18 @@ class Nodes:
         self._by_conn: dict[int, Node] = {}
         self.brokers: dict[int, Node] = {}
         self.bootstrap: dict[int, Node] = {
-            -1 - place: Node(-1 - place, host, port, self._limit)
+            -1 - place: self._make(-1 - place, host, port)
             for place, (host, port) in enumerate(config.bootstrap_servers)
         }
         self.use_bootstrap = True
         self.bootstrap_only = False  # brokers are not asked: their picture is what is wrong
 
     # --- the set of nodes
+
+    def _make(self, node_id: int, host: str, port: int) -> Node:
+        row = self._measure.node(node_id)
+        self._counters.node_metrics_dropped_total += row < 0
+        return Node(node_id, host, port, self._limit, row)
 
     def get(self, node_id: int) -> Node | None:
         """The broker or bootstrap node with this id."""
@@ -231,7 +241,7 @@ class Nodes:
         """Add a broker or move it to a new address."""
         node = self.brokers.get(node_id)
         if node is None:
-            node = self.brokers[node_id] = Node(node_id, host, port, self._limit)
+            node = self.brokers[node_id] = self._make(node_id, host, port)
         elif (node.host, node.port) != (host, port):
             self.close(node, f"moved to {host}:{port}", now_ns)
             node.host, node.port = host, port
@@ -276,10 +286,6 @@ class Nodes:
     def busy(self) -> bool:
         """A usable node exists but takes nothing right now (so bootstrap is not needed)."""
         return any(node.state is not DISCONNECTED for node in self.brokers.values())
-
-    def requests_in_flight(self) -> int:
-        """Requests of every kind without a response."""
-        return sum(len(node.in_flight) for node in self._by_conn.values())
 
     # --- opening
 

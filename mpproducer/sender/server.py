@@ -182,7 +182,7 @@ class Server:
         pid, uid, _ = control.peer_credentials(sock)
         if uid != os.getuid():
             raise Refused("uid", f"this sender belongs to uid {os.getuid()}")
-        if hello.get("type") in ("status", "stop") and self.loop is not None:
+        if hello.get("type") in ("status", "stop", "metrics") and self.loop is not None:
             self._serve_visitor(sock, hello)
             return
         config = self._check_hello(hello)
@@ -265,11 +265,16 @@ class Server:
             self._epoll.register(fd, select.EPOLLIN)
 
     def _serve_visitor(self, sock: socket.socket, message: control.Message) -> None:
-        """The command line asks for status or stop without attaching."""
+        """Somebody asks for status or stop, or comes for the metrics, without attaching."""
+        fds: list[int] = []
         with contextlib.suppress(OSError, SenderError):
-            answer = self._answer(message)
+            if message["type"] == "metrics" and self.loop is not None and self.region is not None:
+                answer: control.Message | None = self._metrics(self.loop, self.region)
+                fds = [self.region.ctl_fd]  # sealed: no writable mapping can be made of it
+            else:
+                answer = self._answer(message)
             if answer is not None:
-                control.send_with_fds(sock, answer, [], time.monotonic_ns() + _REPLY_NS)
+                control.send_with_fds(sock, answer, fds, time.monotonic_ns() + _REPLY_NS)
         sock.close()
 
     # --- control messages
@@ -354,6 +359,18 @@ class Server:
         if message["type"] == "status":
             return self.status(loop)
         return {"type": "error", "message": f"unknown message {message['type']!r:.80}"}
+
+    @staticmethod
+    def _metrics(loop: Loop, region: Region) -> control.Message:
+        """Where the metrics are: the reader maps the segment and names them itself."""
+        loop.publish_counters()
+        return {
+            "type": "metrics",
+            "pid": os.getpid(),
+            "client_id": loop.config.client_id,
+            "max_partitions": region.max_partitions,
+            "max_topics": region.max_topics,
+        }
 
     def status(self, loop: Loop) -> control.Message:
         """What the sender says about itself; no secrets, no payload."""

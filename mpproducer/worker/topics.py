@@ -60,6 +60,7 @@ def wait_ready(
     """
     check_name(topic)
     attachment = link.attachment
+    began_ns = time.monotonic_ns()
     asked_ns = 0
     while link.usable() and not is_closed():
         try:
@@ -68,6 +69,7 @@ def wait_ready(
         except ValueError:  # another thread detached just now
             return
         if state == native.TOPIC_READY and partition < count:
+            attachment.waited(False, time.monotonic_ns() - began_ns)
             return
         if state == native.TOPIC_ERROR:
             _raise_fatal(topic, code, message)

@@ -15,7 +15,7 @@ import pytest
 
 import mpproducer
 from mpproducer.testing import Broker
-from tests.conftest import wait_until
+from tests.conftest import metric, wait_until
 
 TOPIC = "events"
 ROOT = Path(mpproducer.__file__).resolve().parent.parent
@@ -85,7 +85,7 @@ def test_the_first_acknowledgement_loads_no_heavy_module_whoever_starts_the_send
         running.attach(20)
         assert heavy(loaded(send)) == set()
         # It did find the running one.
-        assert wait_until(lambda: running.metrics()["worker-joined-total"] == 2)
+        assert wait_until(lambda: metric(running, "worker-joined-total") == 2)
     assert len(broker.records(TOPIC)) == 8
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import mpproducer
 from mpproducer.testing import Broker
-from tests.conftest import wait_until
+from tests.conftest import metric, wait_until
 from tests.integration.support import java_partition
 
 TOPIC = "events"
@@ -32,8 +32,8 @@ def unkeyed_runs(
     ) as producer:
         futures = [producer.send(TOPIC, value) for _ in range(records)]
         producer.flush()
-        assert wait_until(lambda: producer.metrics()["record-send-total"] == records)
-        batches = producer.metrics()["batch-send-total"]
+        assert wait_until(lambda: metric(producer, "record-send-total") == records)
+        batches = int(metric(producer, "batch-send-total"))
     found = [future.result(0).partition for future in futures]
     return [(partition, len(list(run))) for partition, run in groupby(found)], batches
 

@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import Any, Final, Protocol
 
 import mpproducer
-from mpproducer.cli import sender as sender_cli
+from mpproducer import visitor
 from mpproducer.testing import Broker, BrokerProcess
 from tests.checker import footprint
 from tests.checker.check import Report, check
@@ -263,7 +263,7 @@ class Scenario:
 
     def status(self) -> dict[str, Any]:
         """What the sender says of itself."""
-        answer = sender_cli.ask(self.producer._place, "status")
+        answer = visitor.ask(self.producer._place, "status")
         assert answer is not None, "no sender answers"
         return dict(answer)
 

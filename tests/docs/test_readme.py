@@ -83,15 +83,17 @@ def requirement(text: str) -> str:
 
 def test_every_dependency_has_a_line_and_every_line_a_dependency() -> None:
     page = (ROOT / "docs" / "DEPENDENCIES.md").read_text()
-    runtime, _, development = page.partition("Development (")
+    runtime, _, rest = page.partition("With `pip install")
+    extra, _, development = rest.partition("Development (")
 
     def listed(part: str) -> set[str]:
         first = [line.split("|")[1] for line in part.splitlines() if line.startswith("| `")]
         return {name for cell in first for name in re.findall(r"`([\w-]+)`", cell)}
 
     assert listed(runtime) == {requirement(text) for text in PYPROJECT["dependencies"]}
-    wanted = {requirement(text) for text in PYPROJECT["optional-dependencies"]["dev"]}
-    assert listed(development) == wanted
+    for part, name in ((extra, "prometheus"), (development, "dev")):
+        wanted = {requirement(text) for text in PYPROJECT["optional-dependencies"][name]}
+        assert listed(part) == wanted, name
     for line in page.splitlines():
         if line.startswith("| `"):
             assert all(cell.strip() for cell in line.strip("|").split("|")), line

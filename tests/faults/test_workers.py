@@ -18,7 +18,7 @@ import pytest
 import mpproducer
 from mpproducer.testing import Broker
 from tests.checker.scenario import Scenario, Worker, steady
-from tests.conftest import wait_until
+from tests.conftest import metric, wait_until
 
 Scenarios = Callable[..., Scenario]
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -117,17 +117,17 @@ def test_W7_completions_of_a_stopped_worker_wait_and_all_arrive(
         held = run.fault(broker.on("Produce", times=10**6).delay(0.4))
         worker = run.worker(job)
         assert worker.moves(records)
-        metrics = run.producer.metrics
+        producer = run.producer
         with worker.stopped():
             held.remove()
-            assert wait_until(lambda: metrics()["record-acked-total"] == records + 1, 40)
-            assert wait_until(lambda: metrics()["completion-backlog-bytes"] > 0)
+            assert wait_until(lambda: metric(producer, "record-acked-total") == records + 1, 40)
+            assert wait_until(lambda: metric(producer, "completion-backlog-bytes") > 0)
             for _ in range(20):
                 assert run.writer.send(1).exception(10) is None
-            assert metrics()["completion-overflow-total"] == 0
+            assert metric(producer, "completion-overflow-total") == 0
             worker.journal.note = 1
         assert worker.join() == 0
-        assert wait_until(lambda: metrics()["completion-backlog-bytes"] == 0)
+        assert wait_until(lambda: metric(producer, "completion-backlog-bytes") == 0)
         assert run.check().counts["acked"] == records + 21
 
 
@@ -163,9 +163,9 @@ def test_W1_an_idle_worker_that_is_killed_is_noticed_at_once(scenario: Scenarios
     with scenario() as run:
         worker = run.worker(job)
         assert worker.moves(1)
-        assert wait_until(lambda: run.producer.metrics()["workers"] == 2)
+        assert wait_until(lambda: metric(run.producer, "workers") == 2)
         worker.kill()
-        assert wait_until(lambda: run.producer.metrics()["workers"] == 1, 2)
+        assert wait_until(lambda: metric(run.producer, "workers") == 1, 2)
         assert run.check().counts["read"] == 1
 
 
@@ -201,10 +201,10 @@ def test_X2_B7_a_worker_killed_while_it_waits_for_memory_blocks_nobody(
         run.writer.send(0).result(20)
         held = run.fault(broker.on("Produce", times=10**6).delay(1.0))
         workers = run.workers(4, steady(50_000, pause_s=0))
-        assert wait_until(lambda: run.producer.metrics()["waiting-threads"] == 4)
+        assert wait_until(lambda: metric(run.producer, "waiting-threads") == 4)
         for victim in workers[:2]:
             victim.kill()
-        assert wait_until(lambda: run.producer.metrics()["waiting-threads"] == 2, 2)
+        assert wait_until(lambda: metric(run.producer, "waiting-threads") == 2, 2)
         held.remove()
         for other in workers[2:]:
             assert other.moves(30)
@@ -262,6 +262,6 @@ def test_W18_a_worker_killed_at_any_moment_of_its_attachment_leaves_nothing(
             assert wait_until(lambda w=worker: w.journal.note == 1)  # type: ignore[misc]
             time.sleep(rng.random() * 0.003)
             worker.kill(perhaps=True)
-        assert run.producer.metrics()["worker-joined-total"] > 1
+        assert metric(run.producer, "worker-joined-total") > 1
         assert run.writer.send().exception(20) is None
         assert run.check().counts["faults"]["SIGKILL worker"] > 10

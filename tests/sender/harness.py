@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
+from mpproducer._core import native
 from mpproducer.config import Config
 from mpproducer.sender import actions as a
 from mpproducer.sender import requests
@@ -24,6 +25,7 @@ from mpproducer.sender.inflight import (
 )
 from mpproducer.sender.machine import Machine
 from mpproducer.sender.retry import MS
+from mpproducer.shm import metrics
 from mpproducer.wire.produce import PartitionResult, ProduceResponse
 from tests.sender.driver import Driver
 
@@ -49,7 +51,8 @@ class Harness(Driver):
         config.setdefault("linger_ms", 0)
         self.config = Config.from_user(None, config)
         self.now_ns = 10 * SECOND
-        self.machine = Machine(self.config, random.Random(seed), self.now_ns)
+        self.metrics = native.Metrics(16)  # topics
+        self.machine = Machine(self.config, random.Random(seed), self.now_ns, self.metrics)
         self.auto = auto
         self.fills: dict[int, Fill] = {}
         self.requests: dict[int, deque[Any]] = {}
@@ -375,6 +378,10 @@ class Harness(Driver):
         return seen
 
     # --- what happened
+
+    def distributions(self) -> dict[str, metrics.Histogram]:
+        """The histograms, since the last but one sample and in all."""
+        return metrics.distributions(self.metrics.read())
 
     def outcomes(self) -> list[tuple[a.Kind, int]]:
         """(kind, code) of everything told so far."""

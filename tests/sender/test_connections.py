@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mpproducer._core import native
 from mpproducer.config import Config
 from mpproducer.net.stream import Address
 from mpproducer.sender import actions as a
@@ -27,6 +28,7 @@ class Bench:
     def __init__(self) -> None:
         self.events: list[Any] = []
         self.counters = Counters()
+        self.metrics = native.Metrics(1)
         self.epoll = select.epoll()
         self.handlers: dict[int, Callable[[int], None]] = {}
         self.on_event: Callable[[Any], None] = lambda _event: None
@@ -36,6 +38,7 @@ class Bench:
             self.handlers,
             self._report,
             self.counters,
+            self.metrics,
         )
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.listener.settimeout(WAIT_S)
@@ -104,6 +107,9 @@ def test_a_request_is_written_and_its_response_decoded(bench: Bench) -> None:
     assert response.message["producer_id"] == 5
     assert bench.counters.incoming_byte_total == len(answer)
     assert bench.counters.outgoing_byte_total == 10
+    ((node, requests, responses, sent, received, *_rest),) = bench.metrics.read()[0][3]
+    assert (node, requests, responses) == (0, 1, 1)
+    assert (sent, received) == (10, len(answer))
 
 
 def test_responses_come_in_the_order_of_their_requests(bench: Bench) -> None:

@@ -184,7 +184,7 @@ def test_N17_with_acks_0_a_batch_is_done_when_its_bytes_are_written() -> None:
     _, (_, outcome) = h.completed
     assert (outcome.kind, outcome.base_offset) == (a.Kind.ACKED, -1)
     assert len(h.released) == 2
-    assert h.machine.nodes.requests_in_flight() == 0
+    assert not any(node.in_flight for node in h.machine.nodes.all())
 
 
 def test_the_log_append_time_of_the_broker_is_told() -> None:

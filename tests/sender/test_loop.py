@@ -19,10 +19,11 @@ from mpproducer.reason import Reason
 from mpproducer.sender import actions as a
 from mpproducer.sender import workers as workers_module
 from mpproducer.sender.batch import ProducerBatch
-from mpproducer.sender.loop import Loop, dispatch
+from mpproducer.sender.loop import SAMPLE_NS, Loop, dispatch
 from mpproducer.sender.partition import Partition
 from mpproducer.sender.workers import Worker
 from mpproducer.shm import frames, segment
+from mpproducer.shm.counters import INDEX
 
 
 class Spy:
@@ -324,7 +325,49 @@ def test_counters_are_published_by_name(loop: Loop) -> None:
     loop.publish_counters()
     assert loop.counter_values()["record-acked-total"] == 123
     assert loop.counter_values()["buffer-total-bytes"] == 2 << 20
-    assert 123 in list(loop.pool.counters)
+    assert 123 in loop.pool.metrics.read()[0][1]
+
+
+def test_samples_are_taken_in_time_and_before_the_turns_events(loop: Loop) -> None:
+    began_ns = loop.now_ns
+
+    def older() -> native.Sample:
+        sample = loop.metrics.read()[1]
+        assert sample is not None
+        return sample
+
+    loop.wake()
+    loop.turn()
+    assert older()[0] == began_ns, "the one of the start"
+    loop.metrics.drained(0, 5, 1, 1, -1)
+    loop._sample_due_ns = loop.now_ns
+    loop.counters.record_acked_total = 5
+    loop.wake()
+    loop.turn()
+    assert older()[0] == began_ns, "30 to 60 s go back to it"
+    taken_ns = loop.now_ns
+    loop._sample_due_ns = loop.now_ns
+    loop.handlers[loop._wake_fd] = lambda _mask: loop.metrics.drained(0, 7, 1, 1, -1)
+    loop.wake()
+    loop.turn()
+    assert older()[0] == taken_ns
+    assert older()[1][INDEX["record-send-total"]] == 5
+    assert older()[1][INDEX["record-acked-total"]] == 5, "copied, too"
+    loop._sample_due_ns = loop.now_ns
+    loop.turn()
+    assert older()[1][INDEX["record-send-total"]] == 5, "not what that turn brought"
+
+
+def test_after_a_long_sleep_the_window_is_not_longer_than_promised(loop: Loop) -> None:
+    loop.metrics.drained(0, 5, 1, 1, -1)
+    loop._sample_due_ns = time.monotonic_ns() - 3 * SAMPLE_NS
+    loop.wake()
+    loop.turn()
+    older = loop.metrics.read()[1]
+    assert older is not None
+    assert older[0] == loop.now_ns - SAMPLE_NS
+    assert older[1][INDEX["record-send-total"]] == 5
+    assert loop._sample_due_ns == loop.now_ns + SAMPLE_NS
 
 
 def test_a_number_that_was_given_up_in_a_turn_brings_its_old_event_to_nobody(

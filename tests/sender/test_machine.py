@@ -17,4 +17,4 @@ def test_S1_one_record_is_sent_acknowledged_and_released() -> None:
     assert (outcome.kind, outcome.base_offset, outcome.count) == (a.Kind.ACKED, 42, 10)
     assert h.released == [batch]
     assert h.machine.delivery.unreleased == 0
-    assert h.machine.nodes.requests_in_flight() == 0
+    assert not any(node.in_flight for node in h.machine.nodes.all())

@@ -158,10 +158,10 @@ def the_parts_of_a_split_batch_change_places(patch: Patch) -> None:
 def acknowledged_offsets_are_one_too_high(patch: Patch) -> None:
     acked = Delivery._acked
 
-    def shifted(self: Any, batch: Any, result: Any) -> None:
+    def shifted(self: Any, batch: Any, result: Any, now_ns: int) -> None:
         if result.base_offset > 0:
             result = result._replace(base_offset=result.base_offset + 1)
-        acked(self, batch, result)
+        acked(self, batch, result, now_ns)
 
     patch.setattr(Delivery, "_acked", shifted)
 

@@ -19,6 +19,7 @@ from typing import Any, Final, Protocol
 
 from mpproducer.testing import BrokerProcess
 from tests.checker.scenario import Scenario
+from tests.conftest import metric
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
@@ -246,12 +247,12 @@ class KafkaTarget:
     @contextlib.contextmanager
     def _throttled(self, run: Scenario, rng: random.Random) -> Iterator[None]:
         """A quota of the brokers; the sender's counter says whether it was felt."""
-        before = run.producer.metrics().get("produce-throttle-time-ms-total", 0)
+        before = metric(run.producer, "produce-throttle-time-ms-total")
         self._quota("--add-config", f"producer_byte_rate={rng.choice((20_000, 100_000))}")
         try:
             time.sleep(2)
             yield
-            after = run.producer.metrics().get("produce-throttle-time-ms-total", 0)
+            after = metric(run.producer, "produce-throttle-time-ms-total")
             run.hit("throttled", int(after != before))
         finally:
             self._quota("--delete-config", "producer_byte_rate")

@@ -24,7 +24,7 @@ import pytest
 import mpproducer
 from mpproducer.testing import Broker
 from mpproducer.worker import attach, start
-from tests.conftest import run_child, senders, wait_until
+from tests.conftest import metric, run_child, senders, wait_until
 
 TOPIC = "events"
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -428,7 +428,7 @@ def test_S1_threads_that_wait_for_memory_and_topics_see_the_senders_death(
         threads = [threading.Thread(target=job) for job in (fill, fill, other_topic)]
         for thread in threads:
             thread.start()
-        assert wait_until(lambda: producer.metrics().get("waiting-threads", 0) > 0)
+        assert wait_until(lambda: metric(producer, "waiting-threads") > 0)
         os.kill(status_of(producer)["pid"], signal.SIGKILL)
         for fault in broker._faults.scripted:
             fault.remove()
@@ -445,11 +445,11 @@ def test_S1_threads_that_wait_for_memory_and_topics_see_the_senders_death(
 def test_a_sender_that_was_stopped_by_hand_is_followed_by_another(
     producer: mpproducer.Producer, broker: Broker, status_of: Any
 ) -> None:
-    from mpproducer.cli import sender as cli
+    from mpproducer import visitor
 
     producer.send(TOPIC, b"v").result(20)
     old = status_of(producer)["pid"]
-    cli.ask(producer._place, "stop")
+    visitor.ask(producer._place, "stop")
 
     # Nothing is pending, so only an append can find out.
     for _ in range(20):

@@ -19,7 +19,7 @@ from mpproducer._core import native
 from mpproducer.shm import control
 from mpproducer.testing import Broker
 from mpproducer.worker import attach
-from tests.conftest import run_child, senders, wait_until
+from tests.conftest import metric, run_child, senders, wait_until
 
 TOPIC = "events"
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -49,7 +49,7 @@ def test_W17_X12_a_worker_of_another_version_is_refused_and_told_both(
     producer: mpproducer.Producer, broker: Broker, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     producer.send(TOPIC, b"v").result(20)
-    refused = producer.metrics()["worker-refused-total"]
+    refused = metric(producer, "worker-refused-total")
 
     def child() -> None:
         before = descriptors()
@@ -72,7 +72,7 @@ def test_W17_X12_a_worker_of_another_version_is_refused_and_told_both(
 
     run_child(child)
     assert producer.send(TOPIC, b"v").result(20).offset == 1
-    assert wait_until(lambda: producer.metrics()["worker-refused-total"] == refused + 3)
+    assert wait_until(lambda: metric(producer, "worker-refused-total") == refused + 3)
 
 
 def test_M6_nonsense_on_the_control_socket_is_dropped_and_disturbs_nobody(
