@@ -1,5 +1,7 @@
 #include "append.h"
 
+#include "varint.h"
+
 #include <errno.h>
 #include <sched.h>
 #include <unistd.h>
@@ -19,34 +21,6 @@
 #define ALWAYS inline __attribute__((always_inline))
 /* A run ends when it has written that much: a few microseconds of ownership, far below STEAL_NS. */
 #define RUN_BYTES (32u * 1024u)
-
-static inline uint32_t varint_size(uint64_t zigzag) {
-    return zigzag == 0 ? 1u : (uint32_t)(70 - __builtin_clzll(zigzag)) / 7u;
-}
-
-static inline uint64_t zigzag(int64_t value) {
-    return (uint64_t)value << 1 ^ (uint64_t)(value >> 63);
-}
-
-SELDOM static uint8_t *put_long_varint(uint8_t *at, uint64_t value) {
-    while (value >= 0x80) {
-        *at++ = (uint8_t)(value | 0x80);
-        value >>= 7;
-    }
-    *at++ = (uint8_t)value;
-    return at;
-}
-
-static inline uint8_t *put_varint(uint8_t *at, uint64_t value) {
-    if (__builtin_expect(value >= 0x4000, 0)) return put_long_varint(at, value);
-    if (value < 0x80) {
-        *at = (uint8_t)value;
-        return at + 1;
-    }
-    at[0] = (uint8_t)(value | 0x80);
-    at[1] = (uint8_t)(value >> 7);
-    return at + 2;
-}
 
 /* Where the next byte of a chain goes. Crossing a slot's end follows `next`. */
 struct cursor {

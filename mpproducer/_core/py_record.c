@@ -1,6 +1,8 @@
 /* The arguments of a record, checked and decoded. */
 #include "py_record.h"
 
+#include "varint.h"
+
 int take_buffer(struct request *r, PyObject *object, const char *what, const uint8_t **data,
                 int32_t *length) {
     if (PyUnicode_Check(object)) {
@@ -23,15 +25,6 @@ int take_buffer(struct request *r, PyObject *object, const char *what, const uin
     *data = view->buf;
     *length = take_size(r, view->len);
     return 0;
-}
-
-static uint8_t *put_varint(uint8_t *at, uint64_t value) {
-    while (value >= 0x80) {
-        *at++ = (uint8_t)(value | 0x80);
-        value >>= 7;
-    }
-    *at++ = (uint8_t)value;
-    return at;
 }
 
 /* Name and value of one header. The value's buffer may be made by Python code that changes the
