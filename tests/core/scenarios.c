@@ -129,8 +129,9 @@ static void who_fills_a_batch_compresses_it_before_anybody_is_told(void) {
     CHECK(take(0, &slot) == 2);
     CHECK(mp_compressed(&sender, slot, &owner, &first, &bytes) == MP_C_BUSY && owner == 1);
     /* The same of one that had no room, and so was sealed for the next. */
-    CHECK(put(1, 1, 600, &place) == MP_DONE && place.sealed_count == 0);
-    CHECK(put(0, 1, 600, &place) == MP_DONE && place.sealed_count == 1 && place.sealed[0].ours);
+    CHECK(put(1, 1, 300, &place) == MP_DONE && place.sealed_count == 0);
+    CHECK(put(0, 1, 800, &place) == MP_DONE && place.sealed_count == 2);
+    CHECK(place.sealed[0].ours && place.sealed[1].ours && place.sealed[1].slot == place.slot);
     CHECK(place.sealed[0].slot != place.slot);
     mp_compress_abandon(&writer[0], place.sealed[0]);
     CHECK(mp_compressed(&sender, place.sealed[0].slot, &owner, &first, &bytes) == MP_C_NONE);
