@@ -119,6 +119,18 @@ static inline int attachment_reserve(Attachment *a) {
 }
 Pending *attachment_track(Attachment *a, uint64_t batch_id, uint32_t slot, PyObject *topic,
                           int32_t partition);
+/* The pending batch of this id, borrowed; NULL when it is told or was never ours. */
+Pending *pending_find(const Attachment *a, uint64_t batch_id);
+/* Reads what is in the pipe, without blocking; the caller holds `reader`. Returns frames read; sets
+ * sender_dead at its end. Callbacks that became due are put into `ready`, for run_callbacks() once
+ * `reader` is given back. */
+int pending_read(Attachment *a, PyObject **ready);
+/* Fails every pending batch and returns how many; callbacks go to `ready`. */
+uint32_t pending_fail_all(Attachment *a, uint32_t kind, uint32_t reason, const char *message,
+                          PyObject **ready);
+void run_callbacks(PyObject *ready); /* takes the reference */
+#define MP_READ_CHUNK (64u * 1024u) /* of the pipe; half of what `frames` holds */
+
 int attachment_drain(Attachment *a);
 /* 1: the record's batch has its outcome; 0: deadline passed; -1: exception set. */
 int attachment_wait(Attachment *a, const Pending *batch, uint32_t index, int64_t deadline_ns);

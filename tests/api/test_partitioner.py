@@ -13,7 +13,7 @@ from aiokafka.partitioner import DefaultPartitioner
 
 import mpproducer
 from mpproducer.testing import Broker
-from tests.conftest import wait_until
+from tests.conftest import metric, wait_until
 from tests.integration.support import java_partition
 
 TOPIC = "events"
@@ -169,7 +169,7 @@ def test_an_answer_that_is_no_partition_is_an_error_and_nothing_is_sent(
             producer.send_many(TOPIC, [b"2", b"3", b"4"])
         producer._partitioner = lambda *_seen: np.int64(3)
         assert producer.send(TOPIC, b"after").result(20).partition == 3
-        assert wait_until(lambda: producer.metrics()["record-send-total"] == 1)
+        assert wait_until(lambda: metric(producer, "record-send-total") == 1)
     assert placed(broker) == {b"after": 3}
 
 

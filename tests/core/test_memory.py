@@ -60,7 +60,7 @@ class Memory:
     def found(self) -> list[int]:
         """Head slots of all batches that are not given back, oldest first; sealed."""
         for partition in range(WRITERS):
-            for _, slot in self.pool.new_batches(partition):
+            for _, slot, _ in self.pool.new_batches(partition):
                 frozen(self.pool, slot)
                 self.kept.append(slot)
         return self.kept
@@ -363,7 +363,7 @@ def test_B10_memory_beyond_2_and_4_GiB_is_accounted_and_written_where_it_is(gib:
         value = random.Random(gib).randbytes(3 * SLOT)
         assert not writer.producer.send("t", value, partition=0).done()
         assert memory.pool.free_slots() == slots - 4  # the last two, and round the corner
-        ((_, slot),) = memory.pool.new_batches(0)
+        ((_, slot, _),) = memory.pool.new_batches(0)
         assert slot == slots - 2
         spans = frozen(memory.pool, slot)[-1]
         assert max(offset for offset, _ in spans) >= gib * (1 << 30) - 2 * SLOT

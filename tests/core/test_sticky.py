@@ -49,7 +49,7 @@ class Sticky:
         for _ in range(records):
             found.append(self.producer.send("t", b"v").partition)
             for partition in range(PARTITIONS):
-                for _, slot in self.pool.new_batches(partition):
+                for _, slot, _ in self.pool.new_batches(partition):
                     frozen(self.pool, slot)
                     self.pool.release(slot)
         return found

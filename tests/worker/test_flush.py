@@ -13,7 +13,7 @@ import pytest
 
 import mpproducer
 from mpproducer.testing import Broker
-from tests.conftest import senders, wait_until
+from tests.conftest import metric, senders, wait_until
 
 FORK = multiprocessing.get_context("fork")
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -160,7 +160,7 @@ def test_B12_close_wakes_a_send_that_waits_for_memory_although_others_use_the_at
 
         filler = threading.Thread(target=fill, args=("closed", producer))
         filler.start()
-        assert wait_until(lambda: other.metrics()["waiting-threads"] == 1)
+        assert wait_until(lambda: metric(other, "waiting-threads") == 1)
         waiter = threading.Thread(target=wait)
         waiter.start()
         time.sleep(0.1)
