@@ -111,7 +111,15 @@ class Machine:
         self._close_deadline_ns: int | None = None
         self._now_ns = now_ns
         self._open: dict[int, ProducerBatch] = {}  # head slot -> batch not sealed yet
-        self._handlers: dict[type[Any], Callable[[Any, int], None]] = {
+        self._handlers = self._event_handlers()
+        self._sealers: dict[type[Any], Callable[[Any, int], None]] = {
+            actions.BatchSealed: self._on_sealed,
+            actions.BatchEmpty: self._on_empty,
+            actions.BatchCorrupt: self._on_corrupt,
+        }
+
+    def _event_handlers(self) -> dict[type[Any], Callable[[Any, int], None]]:
+        return {
             actions.BatchOpened: self._on_opened,
             actions.BatchFull: self._on_full,
             actions.Sealed: self._on_seal_answered,
@@ -133,11 +141,6 @@ class Machine:
             actions.Closed: self._on_closed,
             actions.Wrote: self._on_wrote,
             actions.Response: self._on_response,
-        }
-        self._sealers: dict[type[Any], Callable[[Any, int], None]] = {
-            actions.BatchSealed: self._on_sealed,
-            actions.BatchEmpty: self._on_empty,
-            actions.BatchCorrupt: self._on_corrupt,
         }
 
     def on_event(self, event: Event, now_ns: int, *, more: bool = False) -> list[Action]:
