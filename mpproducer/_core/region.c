@@ -128,6 +128,7 @@ static int take(struct mp_region *region, uint32_t slot, uint64_t bits) {
     const uint64_t bit = UINT64_C(1) << slot % 64;
     if (!(atomic_fetch_and_explicit(&region->free[slot / 64], ~bit, memory_order_seq_cst) & bit))
         return 0; /* another claimer was faster */
+    if (slot >= region->slots) return 0; /* somebody wrote over the bits */
     mp_a64 *word = &region->slot[slot].word;
     uint64_t free_word = atomic_load_explicit(word, memory_order_seq_cst);
     const uint64_t claimed = bits | ((free_word + MP_GEN_ONE) & MP_GEN_MASK);

@@ -114,7 +114,7 @@ static void append(struct mp_sender *s, struct input *in) {
     for (uint32_t i = 0; i < SLOTS; i++)
         if (atomic_load(&s->region.slot[i].word) & MP_LIVE) return;
     if (open && mp_open_slot(open) >= SLOTS) return;
-    if (mp_append(&writer, partition, &record, &place) == MP_NO_MEMORY) return;
+    if (mp_append(&writer, partition, &record, 0, &place) == MP_NO_MEMORY) return;
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {

@@ -23,6 +23,7 @@ static void use(struct mp_region *region) {
     struct mp_writer writer = {.region = *region, .owner = MP_MAX_OWNERS, .stash = MP_NONE, .wake_fd = -1};
     mp_topic_find(region, "topic", 5);
     atomic_store(&region->sticky[region->max_topics ? region->max_topics - 1 : 0].partition, 1);
+    for (uint32_t i = 0; i < region->slots; i++) mp_show_free(region, i); /* as the sender does */
     const uint32_t claimed = mp_claim(region, MP_MAX_OWNERS, 1);
     if (claimed >= region->slots) abort();
     mp_payload(region, region->slots - 1)[MP_SLOT_BYTES - 1] = 1;
@@ -31,7 +32,7 @@ static void use(struct mp_region *region) {
     const struct mp_record record = {
         .value = value, .value_bytes = sizeof value, .key_bytes = -1, .timestamp_ms = 1};
     struct mp_place place;
-    const enum mp_status status = mp_append(&writer, region->max_partitions - 1, &record, &place);
+    const enum mp_status status = mp_append(&writer, region->max_partitions - 1, &record, 0, &place);
     if (status == MP_NO_MEMORY && region->slots >= 2) abort();
 }
 

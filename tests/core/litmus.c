@@ -111,7 +111,7 @@ static void append(void) {
     const struct mp_record record = {
         .value = value, .value_bytes = sizeof value, .key_bytes = -1, .timestamp_ms = 1000};
     struct mp_place place;
-    if (mp_append(&worker, 0, &record, &place) != MP_DONE) die("an append found no memory");
+    if (mp_append(&worker, 0, &record, 0, &place) != MP_DONE) die("an append found no memory");
 }
 
 static int sleeps; /* the outcome of the sender's half */
@@ -243,6 +243,7 @@ int main(int argc, char **argv) {
     worker = waiter = (struct mp_writer){
         .region = sender.region, .owner = OWNER, .stash = MP_NONE, .wake_fd = wake_fd};
     waiter.owner = WAITER;
+    sender.next_index = 1; /* as if a topic had the partition */
     for (uint32_t owner = OWNER; owner <= HOLDER; owner++) sender.alive[owner] = 1;
     test->prepare();
     pthread_t thread;

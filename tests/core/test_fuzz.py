@@ -20,7 +20,7 @@ CORE = ROOT / "mpproducer" / "_core"
 SECONDS = 2
 FLAGS = "-fsanitize=fuzzer-no-link,address,undefined"
 # What a target is linked with: the core alone, or the binding and an interpreter, too.
-ALONE = ("append", "pool", "region", "walk")
+ALONE = ("append", "crc", "pool", "region", "walk")
 TARGETS = {"records": False, "pool": False, "segment": False, "frames": True, "columns": True}
 
 pytestmark = [
