@@ -247,8 +247,7 @@ class Nodes:
             node.host, node.port = host, port
             node.failures = node.setup_failures = 0
             node.retry_at_ns = 0
-            node.addresses = ()
-            node.next_address = 0
+            node.addresses, node.next_address = (), 0
             node.last_address = None
         return node
 
@@ -535,8 +534,7 @@ class Nodes:
 
     def _disconnect(self, node: Node, why: str, code: int, now_ns: int) -> None:
         if node.state is READY or node.next_address >= len(node.addresses):
-            node.addresses = ()
-            node.next_address = 0
+            node.addresses, node.next_address = (), 0
         node.state = DISCONNECTED
         node.why = why
         node.versions = {}
