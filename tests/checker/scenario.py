@@ -178,7 +178,8 @@ class Scenario:
     def __enter__(self) -> Scenario:
         servers = self.broker if isinstance(self.broker, str) else self.broker.bootstrap_servers
         self.create_topic(self.topic, self.partitions)
-        self.producer = mpproducer.Producer(self._config, bootstrap_servers=servers)
+        # What stands between, such as a proxy, is given as bootstrap_servers.
+        self.producer = mpproducer.Producer({"bootstrap_servers": servers} | self._config)
         if self.attach:
             self.producer.attach(20)
             self.writer = self.stream(callbacks=True)  # its outcomes are noted when they come

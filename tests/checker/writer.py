@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -31,13 +32,18 @@ def kind_of(error: BaseException | None) -> Kind:
     """The outcome that a future's error stands for."""
     if error is None:
         return Kind.ACKED
+    if isinstance(error, (mpproducer.BufferFull, mpproducer.MetadataTimeout)):
+        return Kind.REFUSED
     if isinstance(error, mpproducer.NotWritten):
         return Kind.NOT_WRITTEN
     return Kind.UNKNOWN if isinstance(error, mpproducer.Unknown) else Kind.OTHER
 
 
 class Writer:
-    """One stream. Used by one thread; `partitions` of its topic, where keys are to be checked."""
+    """One stream. Used by one thread; `partitions` of its topic, where keys are to be checked.
+
+    Outcomes are noted by `poll` and `finish`, so a little late, or with `callbacks` as they come.
+    """
 
     def __init__(
         self,
@@ -51,6 +57,7 @@ class Writer:
         self.journal = journal
         self._partitions = partitions
         self._callbacks = callbacks
+        self._pid = os.getpid()
         self._pending: deque[tuple[int, DeliveryFuture | BatchFuture]] = deque()
 
     def _identity(
@@ -108,6 +115,8 @@ class Writer:
             journal.returned()
             raise
         journal.returned()
+        if self._callbacks:
+            batch.add_done_callback(lambda done: self._tell_many(seq, done))
         self._pending.append((seq, batch))
         return batch
 
@@ -122,12 +131,16 @@ class Writer:
             self._note(*self._pending.popleft())
 
     def _note(self, seq: int, future: DeliveryFuture | BatchFuture) -> None:
+        if self._callbacks:
+            return
         if isinstance(future, BatchFuture):
             self._tell_many(seq, future)
-        elif not self._callbacks:
+        else:
             self._tell(seq, future)
 
     def _tell(self, seq: int, future: DeliveryFuture) -> None:
+        if os.getpid() != self._pid:
+            return  # a forked child knows nothing of what its parent sent
         error = future.exception(0)
         if error is None:
             metadata: Any = future.result(0)
@@ -136,6 +149,8 @@ class Writer:
             self.journal.tell(seq, kind_of(error))
 
     def _tell_many(self, first: int, batch: BatchFuture) -> None:
+        if os.getpid() != self._pid:
+            return
         kinds = [int(Kind.ACKED)] * len(batch)
         for index, error in batch.failed:
             kinds[index] = int(kind_of(error))

@@ -28,7 +28,9 @@ import mpproducer
 from tests.checker.journal import Journal
 from tests.checker.writer import Writer
 producer = mpproducer.Producer(bootstrap_servers=sys.argv[1], linger_ms=20, sender_idle_ms=0)
-writer, child = (Writer(producer, Journal(Path(path))) for path in sys.argv[2:])
+def stream(path):  # in the process that uses it
+    return Writer(producer, Journal(Path(path)))
+writer = stream(sys.argv[2])
 for _ in range(100):
     writer.send()
 print("sent", flush=True)
@@ -50,6 +52,7 @@ ENDS = {
 pid = os.fork()
 if pid == 0:
     time.sleep(0.3)
+    child = stream(sys.argv[3])
     child.send().result(30)
     child.finish(30)
     os._exit(0)
@@ -64,6 +67,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     "child of a thread": """
 def job():
     if os.fork() == 0:
+        child = stream(sys.argv[3])
         child.send().result(30)
         child.finish(30)
         os._exit(0)

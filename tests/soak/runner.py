@@ -17,6 +17,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -242,16 +243,19 @@ def main(argv: list[str] | None = None) -> int:
     _say({"seed": seed})
     folder = Path(tempfile.mkdtemp(prefix="mpp-soak-"))
     began = time.monotonic()
+    more: dict[str, Any] = {}
     with _own_runtime_dir(), _target(arguments) as target:
         soak = Soak(target, folder, seed, arguments.brokers)
-        more: dict[str, Any] = {}
-        if arguments.no_faults:
-            more = dict(
-                soak.without_faults(arguments.records, arguments.workers, arguments.partitions)
-            )
-        else:
-            soak.rounds(arguments.minutes * 60, arguments.round)
-            more["never"] = soak.never()
+        try:
+            if arguments.no_faults:
+                more |= soak.without_faults(
+                    arguments.records, arguments.workers, arguments.partitions
+                )
+            else:
+                soak.rounds(arguments.minutes * 60, arguments.round)
+                more["never"] = soak.never()
+        except Exception:  # noqa: BLE001 - what was found so far is told, and this with it
+            soak.total.fail(traceback.format_exc())
     if arguments.every_kind and more.get("never"):
         soak.total.fail(f"these faults never happened: {', '.join(more['never'])}")
     _say({

@@ -52,10 +52,6 @@ class Target(Protocol):
         """Delete a topic."""
 
 
-def _wait(rng: random.Random, low_s: float, high_s: float) -> None:
-    time.sleep(rng.uniform(low_s, high_s))
-
-
 class StrictTarget:
     """The broker in memory, in a process of its own."""
 
@@ -195,17 +191,19 @@ class KafkaTarget:
             yield
         finally:
             self._wait_for_end(node["pid"])
+            time.sleep(0.2)
             kafka_cluster.revive(self._name, _REVIVE_S)
 
     @staticmethod
     def _wait_for_end(pid: int) -> None:
+        """Until all its threads have ended: the first one is a zombie long before that."""
         until = time.monotonic() + _ADMIN_S
         while time.monotonic() < until:
             try:
                 state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+                if state == "Z" and len(os.listdir(f"/proc/{pid}/task")) == 1:
+                    return
             except FileNotFoundError:
-                return
-            if state == "Z":
                 return
             time.sleep(0.05)
         os.kill(pid, signal.SIGKILL)
@@ -288,7 +286,7 @@ class KafkaTarget:
     def _admin(self) -> Any:
         from confluent_kafka.admin import AdminClient
 
-        return AdminClient({"bootstrap.servers": self.broker})
+        return AdminClient({"bootstrap.servers": self.broker, "log_level": 3})
 
     def recreate(self, topic: str, partitions: int) -> None:
         from confluent_kafka.cimpl import KafkaException, NewTopic

@@ -31,7 +31,7 @@ def soak(*words: str, status: int = 0) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_workers_sender_and_brokers_are_killed_and_stopped_and_nothing_is_lost(seed: int) -> None:
-    found = soak("--broker", "--minutes", "0.15", "--seed", str(seed))
+    found = soak("--broker", "--minutes", "0.1", "--seed", str(seed))
     assert found["ok"]
     assert found["seed"] == seed
     assert [found[name] for name in TOLD_BY] == [0] * len(TOLD_BY)
