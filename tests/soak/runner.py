@@ -155,6 +155,9 @@ class Soak:
         terms["delivery_timeout_ms"] = drawn.config["delivery_timeout_ms"] + SLACK_MS
         report = run.verdict(earlier=extents, **terms)
         self.total.add(what, report)
+        given_up = report.counts.get("not_written", 0)
+        if given_up and "max_unknown" not in terms:
+            self.total.fail(f"{what}: {given_up} records were given up before their time")
         _say({"round": what, **json.loads(report.line())})
         if report.ok:
             shutil.rmtree(run.folder)
