@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import socket
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -104,6 +105,7 @@ class Node:
             self._server = None
         tasks = list(self._tasks)
         for task, writer in self._tasks.items():
+            _end(writer)
             writer.transport.abort()
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -125,6 +127,8 @@ class Node:
             self._seen.connections_now -= 1
             del self._tasks[task]
             with contextlib.suppress(OSError):
+                if not writer.transport.get_write_buffer_size():
+                    _end(writer)
                 writer.close()
 
     async def _one_request(
@@ -243,6 +247,12 @@ class Node:
     async def _send(writer: asyncio.StreamWriter, data: bytes) -> None:
         writer.write(data)
         await writer.drain()
+
+
+def _end(writer: asyncio.StreamWriter) -> None:
+    """End the connection also where a child forked meanwhile has its descriptor, too."""
+    with contextlib.suppress(OSError):
+        writer.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 
 
 def _failed(api: Api, version: int, request: Message, code: int) -> Message:

@@ -114,6 +114,8 @@ def test_a_detach_in_the_middle_of_an_await_is_no_error_of_descriptors(
                 await future
             assert future.done()
             assert wait_until(lambda: fault.hits > 0)  # the record stays in delivery
+        folder = producer._place.folder
+        assert wait_until(lambda: not os.path.exists(folder))  # delivered, and nobody is left
 
     asyncio.run(asyncio.wait_for(main(), 30))
     assert dups != []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 
@@ -57,6 +58,28 @@ def test_an_error_of_a_topic_leaves_the_others_alone(broker: Broker, raw: Raw) -
     assert fault.hits == 1
     assert broker.records("t") == []
     assert len(broker.records("other")) == 6
+
+
+def test_a_connection_ends_although_a_child_forked_meanwhile_has_it_too(
+    broker: Broker, raw: Raw
+) -> None:
+    fault = broker.on("Produce").close_after()
+    raw.api_versions()  # the broker has taken the connection
+    held, let_go = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(let_go)
+        os.read(held, 1)
+        os._exit(0)
+    try:
+        with pytest.raises(Closed):
+            raw.produce(T, b.sound())
+    finally:
+        os.close(held)
+        os.close(let_go)
+        os.waitpid(child, 0)
+    assert fault.hits == 1
+    assert len(broker.records("t")) == 3
 
 
 def test_a_fault_of_a_node_leaves_the_others_alone() -> None:
