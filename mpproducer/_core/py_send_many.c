@@ -110,10 +110,13 @@ static int make_lists(struct sending *s, uint32_t partitions) {
     return 0;
 }
 
-/* Where each record of the chunk goes; returns how many partitions there are in `touched`. */
-static uint32_t divide(struct sending *s, uint32_t count, uint32_t partitions, uint32_t sticky) {
+/* Where each record of the chunk goes; returns how many partitions there are in `touched`. `bound`:
+ * how many of the records may go nowhere else. */
+static uint32_t divide(struct sending *s, uint32_t count, uint32_t partitions, uint32_t sticky,
+                       uint32_t *bound) {
     const int by_key = s->keys.length >= 0 && !s->a->writer.region.ctl->ignore_keys;
     uint32_t touched = 0;
+    *bound = count;
     for (uint32_t i = 0; i < count; i++) {
         const struct mp_record *record = &s->records[i];
         uint32_t to = sticky;
@@ -121,6 +124,8 @@ static uint32_t divide(struct sending *s, uint32_t count, uint32_t partitions, u
             to = s->integers[i] < partitions ? (uint32_t)s->integers[i] : partitions;
         else if (by_key && record->key_bytes >= 0)
             to = (mp_murmur2(record->key, (size_t)record->key_bytes) & 0x7fffffffu) % partitions;
+        else
+            --*bound;
         s->next[i] = END;
         if (s->head[to] == END) {
             s->head[to] = i;
@@ -150,7 +155,8 @@ static int append_divided(struct sending *s, Py_ssize_t at, uint32_t count) {
     const uint32_t partitions = partition_count(s);
     const uint32_t sticky = sticky_partition(s->a, s->ref, partitions);
     if (make_lists(s, partitions) < 0) goto failed;
-    const uint32_t touched = divide(s, count, partitions, sticky);
+    uint32_t bound;
+    const uint32_t touched = divide(s, count, partitions, sticky, &bound);
     uint32_t place = 0;
     for (uint32_t n = 0; n < touched; n++) {
         const uint32_t to = s->touched[n];
@@ -172,12 +178,12 @@ static int append_divided(struct sending *s, Py_ssize_t at, uint32_t count) {
             PyErr_Restore(type, unknown, trace);
             count_failed((PyObject *)s->a, size);
             result = runs_fail(s->runs, s->topic, size);
-        } else {
-            result = append(s, s->list + from, size, to, &sealed);
+        } else { /* without a bound one they move on by themselves; else to keep their order */
+            result = append(s, s->list + from, size, bound > 0 ? (int64_t)to : -1, &sealed);
         }
         if (result < 0) goto failed;
         /* Callbacks and compressors ran meanwhile: they may have detached. */
-        if (sealed && to == sticky && attachment_usable(s->a))
+        if (sealed && bound > 0 && to == sticky && attachment_usable(s->a))
             move_sticky(s->a, s->ref, partitions, sticky);
     }
     Py_XDECREF(type);

@@ -45,6 +45,8 @@ class Resolver:
         self._asked: queue.SimpleQueue[tuple[Any, str, int] | None] = queue.SimpleQueue()
         self._answers: deque[Answer] = deque()
         self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()  # the descriptor that `wake` writes to may be given up
+        self._closed = False
 
     def submit(self, token: Any, host: str, port: int) -> None:
         """Look a host up; the answer carries `token`. Literal addresses are answered at once."""
@@ -66,7 +68,9 @@ class Resolver:
         return taken
 
     def close(self) -> None:
-        """Let the thread end after its current lookup."""
+        """Let the thread end after its current lookup; it wakes nobody any more."""
+        with self._lock:
+            self._closed = True
         self._asked.put(None)
 
     def _run(self) -> None:
@@ -78,7 +82,9 @@ class Resolver:
             except (OSError, UnicodeError) as error:
                 addresses, why = (), f"cannot resolve {host}: {error}"
             self._answers.append(Answer(token, host, addresses, why))
-            self._wake()
+            with self._lock:
+                if not self._closed:
+                    self._wake()
 
 
 def _literal(host: str, port: int) -> Address | None:

@@ -204,6 +204,9 @@ def test_waits_of_all_processes_add_up_and_outlive_them(broker: Broker) -> None:
         assert found[WORKER]["memory-waits"] == 0, "this process has not waited"
         assert held.hits > 0
         held.remove()
+        assert wait_until(  # what the workers left is delivered
+            lambda: metric(producer, "buffer-available-bytes") == 1 << 20
+        )
 
 
 def test_time_in_flush_and_in_waits_for_metadata_is_counted(broker: Broker) -> None:

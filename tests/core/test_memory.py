@@ -358,15 +358,16 @@ def test_B10_memory_beyond_2_and_4_GiB_is_accounted_and_written_where_it_is(gib:
     try:
         writer = memory.writer(1, 0)
         assert memory.pool.free_slots() == slots
-        with mmap.mmap(memory.memory, 4096) as page:  # the cursor: where the next claim looks
-            struct.pack_into("<Q", page, 128, slots - 2)
-        value = random.Random(gib).randbytes(3 * SLOT)
+        with mmap.mmap(memory.memory, 4096) as page:  # the cursor: the 64 slots it looks at first
+            struct.pack_into("<Q", page, 128, (slots - 1) // 64)
+        value = random.Random(gib).randbytes(65 * SLOT)
         assert not writer.producer.send("t", value, partition=0).done()
-        assert memory.pool.free_slots() == slots - 4  # the last two, and round the corner
+        assert memory.pool.free_slots() == slots - 66  # the last 64, and round the corner
         ((_, slot, _),) = memory.pool.new_batches(0)
-        assert slot == slots - 2
+        assert slot == slots - 64
         spans = frozen(memory.pool, slot)[-1]
-        assert max(offset for offset, _ in spans) >= gib * (1 << 30) - 2 * SLOT
+        assert [offset // SLOT for offset, _ in spans] == [slots - 64, 0]
+        assert sum(length for _, length in spans) > len(value)
         payload: Any = memory.pool
         with memoryview(payload) as view:
             assert value in b"".join(view[at : at + length] for at, length in spans)
