@@ -173,7 +173,10 @@ class Config:
         "Close a connection unused for so long; -1: never.",
     )
     send_buffer_bytes: int = key(
-        131_072, Whole(-1, INT32_MAX, "bytes"), "SO_SNDBUF of broker connections; -1: the system's."
+        -1,
+        Whole(-1, INT32_MAX, "bytes"),
+        "SO_SNDBUF of broker connections; -1: the system's, which grows with the traffic. Java:"
+        " 131072; that is half a batch here, and the sender woke twice for each.",
     )
     receive_buffer_bytes: int = key(
         32_768, Whole(-1, INT32_MAX, "bytes"), "SO_RCVBUF of broker connections; -1: the system's."
