@@ -41,7 +41,9 @@ def _read_all(reader: FrameReader, pieces: Pieces) -> list[bytes]:
     return frames
 
 
-def test_the_same_frames_whatever_pieces_the_stream_comes_in(rng: random.Random) -> None:
+def test_fault_N07_the_same_frames_whatever_pieces_the_stream_comes_in(
+    rng: random.Random,
+) -> None:
     payloads = [rng.randbytes(rng.choice((0, 1, 3, 100, 2_000, 20_000))) for _ in range(30)]
     data = b"".join(map(_frame, payloads))
     for largest in (1, 7, 1_000, 1 << 20):

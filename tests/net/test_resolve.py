@@ -67,7 +67,7 @@ def test_a_literal_address_needs_no_lookup_and_no_thread(
     assert bench.resolver._thread is None
 
 
-def test_a_failed_lookup_says_which_name_and_why(bench: Bench) -> None:
+def test_fault_N11_a_failed_lookup_says_which_name_and_why(bench: Bench) -> None:
     bench.result = OSError("no such host")
     answer = bench.one(1, "nowhere")
     assert answer.addresses == ()
@@ -84,7 +84,7 @@ def test_a_name_the_encoding_refuses_is_an_answer_and_not_the_end_of_the_thread(
     assert bench.one(2, "fine").addresses
 
 
-def test_a_lookup_that_hangs_holds_up_neither_the_caller_nor_literal_addresses(
+def test_fault_N11_a_lookup_that_hangs_holds_up_neither_the_caller_nor_literal_addresses(
     bench: Bench,
 ) -> None:
     bench.go.clear()

@@ -92,7 +92,7 @@ def test_more_buffers_than_one_call_takes_arrive_all(listener: socket.socket) ->
     stream.close()
 
 
-def test_what_the_kernel_does_not_take_follows_in_order_with_flush(
+def test_fault_N08_what_the_kernel_does_not_take_follows_in_order_with_flush(
     listener: socket.socket, rng: random.Random
 ) -> None:
     stream, peer = _pair(listener)
@@ -113,7 +113,7 @@ def test_what_the_kernel_does_not_take_follows_in_order_with_flush(
     stream.close()
 
 
-def test_memory_is_lent_until_flush_or_close(listener: socket.socket) -> None:
+def test_fault_N06_memory_is_lent_until_flush_or_close(listener: socket.socket) -> None:
     stream, peer = _pair(listener)
     lent = bytearray(32_000_000)
     view = memoryview(lent)

@@ -155,7 +155,7 @@ def test_a_request_without_answer_expects_none(bench: Bench) -> None:
     assert bench.events[2].correlation_id == 2
 
 
-def test_a_refused_connection_is_reported_once_with_its_address(bench: Bench) -> None:
+def test_fault_N03_a_refused_connection_is_reported_once_with_its_address(bench: Bench) -> None:
     with socket.create_server(("127.0.0.1", 0)) as gone:
         address = Address(socket.AF_INET, gone.getsockname())
     bench.connections.connect(a.Connect(3, 5, "h", address))
@@ -175,7 +175,7 @@ def test_a_connection_that_cannot_even_start_is_reported_too(bench: Bench) -> No
 
 
 @pytest.mark.parametrize("early", [True, False])
-def test_the_end_of_a_stream_is_reported_once(bench: Bench, early: bool) -> None:
+def test_fault_N02_the_end_of_a_stream_is_reported_once(bench: Bench, early: bool) -> None:
     peer = bench.connect()
     bench.send(1)
     if early:
@@ -201,7 +201,7 @@ def test_the_end_of_a_stream_is_reported_once(bench: Bench, early: bool) -> None
         b"HTTP/1.1 400 Bad Request\r\n\r\n",
     ],
 )
-def test_a_peer_that_breaks_the_protocol_is_closed(bench: Bench, data: bytes) -> None:
+def test_fault_N10_a_peer_that_breaks_the_protocol_is_closed(bench: Bench, data: bytes) -> None:
     peer = bench.connect()
     bench.send(1)
     peer.sendall(data)
@@ -233,7 +233,9 @@ def test_nothing_is_reported_of_a_connection_closed_while_a_response_was_handled
     assert [type(event) for event in bench.events] == [a.Wrote, a.Wrote, a.Response]
 
 
-def test_a_reset_while_writing_is_reported_and_lends_no_memory_any_more(bench: Bench) -> None:
+def test_fault_N01_a_reset_while_writing_is_reported_and_lends_no_memory_any_more(
+    bench: Bench,
+) -> None:
     peer = bench.connect()
     lent = bytearray(32 << 20)
     view = memoryview(lent)

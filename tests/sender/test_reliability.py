@@ -22,7 +22,8 @@ def _ids(cell: str) -> list[str]:
 
 def _rows() -> dict[str, str]:
     text = (ROOT / "docs" / "RELIABILITY.md").read_text()
-    found = [(name, row[2]) for row in _ROW.findall(text) for name in _ids(row[0])]
+    table = text.split("\n## Behaviours\n")[1].split("\n## ")[0]  # faults have ids of their own
+    found = [(name, row[2]) for row in _ROW.findall(table) for name in _ids(row[0])]
     assert len(found) == len(dict(found)), "an id stands there twice"
     return dict(found)
 
