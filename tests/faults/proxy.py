@@ -298,9 +298,7 @@ class Proxy:
             raise ValueError(size)
         return await self._read(source, 4 + size, head, way)
 
-    async def _read(
-        self, source: asyncio.StreamReader, size: int, begun: bytes, way: Way
-    ) -> bytes:
+    async def _read(self, source: asyncio.StreamReader, size: int, begun: bytes, way: Way) -> bytes:
         data = bytearray(begun)
         while len(data) < size:
             rate = self.rate if way == "request" else 0.0
