@@ -22,6 +22,7 @@ def _ids(cell: str) -> list[str]:
 
 def _rows() -> dict[str, str]:
     text = (ROOT / "docs" / "RELIABILITY.md").read_text()
+    text = text.partition("\n## Behaviours\n")[2].partition("\n## ")[0]
     found = [(name, row[2]) for row in _ROW.findall(text) for name in _ids(row[0])]
     assert len(found) == len(dict(found)), "an id stands there twice"
     return dict(found)
