@@ -73,8 +73,7 @@ def other_topic(run: Scenario, partitions: int = 1, **config: str) -> str:
 
 def retries(run: Scenario, topic: str) -> float:
     """How often records of a topic were sent again; a moment old."""
-    of_topics: Any = run.producer.metrics()["producer-topic-metrics"]
-    return float(of_topics[topic]["record-retry-total"]) if topic in of_topics else 0.0
+    return run.producer.metrics()[f"producer-topic-metrics.{topic}"]["record-retry-total"]
 
 
 def stored_bytes(target: KafkaTarget, node: int, topic: str, partition: int) -> int:
@@ -240,7 +239,9 @@ def test_B14_topic_unknown_created_later_deleted_and_recreated(
         def create() -> None:
             run.hit("topic created later")
             admin = target.admin()  # ends with its last reference, and so would the call
-            admin.create_topics([NewTopic(name, 2, 3)], operation_timeout=30)[name].result(60)
+            admin.create_topics([NewTopic(name, run.partitions, 3)], operation_timeout=30)[
+                name
+            ].result(60)
 
         timer = threading.Timer(1.0, create)
         timer.start()
@@ -250,7 +251,7 @@ def test_B14_topic_unknown_created_later_deleted_and_recreated(
         finally:
             timer.join(30)
         run.topics.append(name)
-        target.recreate(name, 3)
+        target.recreate(name, run.partitions)
         run.hit("topic recreated")
         assert late.moves(50, FEW_S)
         assert all_move(workers, 20)
