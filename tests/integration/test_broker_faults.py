@@ -63,7 +63,7 @@ def all_move(workers: list[Worker], records: int = 30) -> bool:
     return all(worker.moves(records, FEW_S) for worker in workers)
 
 
-def other_topic(run: Scenario, partitions: int = 1, **config: str) -> str:
+def other_topic(run: Scenario, config: dict[str, str], partitions: int = 1) -> str:
     """A topic of its own configuration that is checked, too."""
     assert isinstance(run.broker, str)
     name = support.new_topic(run.broker, partitions, 3, **config)
@@ -160,7 +160,7 @@ def test_B06_B22_rolling_restart_of_3_with_not_enough_replicas_for_a_topic(
     target: KafkaTarget, scenario: Scenarios
 ) -> None:
     with scenario(partitions=6) as run:
-        name = other_topic(run, 3, **{"min.insync.replicas": "3"})
+        name = other_topic(run, {"min.insync.replicas": "3"}, 3)
         strict = run.stream(name)
         workers = run.workers(2)
         for partition in range(3):
@@ -185,7 +185,7 @@ def test_B07_B11_message_too_large_for_a_record_makes_those_behind_it_out_of_ord
     target: KafkaTarget, scenario: Scenarios
 ) -> None:
     with scenario(batch_size=1, linger_ms=0) as run:
-        narrow = run.stream(other_topic(run, **{"max.message.bytes": "20000"}))
+        narrow = run.stream(other_topic(run, {"max.message.bytes": "20000"}))
         narrow.send(0).result(FEW_S)
         with target.stopped(run, target.leaders(narrow.journal.topic)[0]):
             # All of them in its socket before it looks at the first.
@@ -204,7 +204,7 @@ def test_B07_B11_message_too_large_for_a_record_makes_those_behind_it_out_of_ord
 
 def test_B11_message_too_large_for_a_batch_splits_it(scenario: Scenarios) -> None:
     with scenario() as run:
-        narrow = run.stream(other_topic(run, **{"max.message.bytes": "20000"}))
+        narrow = run.stream(other_topic(run, {"max.message.bytes": "20000"}))
         narrow.send_many(1000, partition=0).result(FEW_S)
         narrow.send(0).result(FEW_S)
         assert narrow.finish(FEW_S) == 0
@@ -216,7 +216,7 @@ def test_B13_invalid_record_while_other_topics_go_on(scenario: Scenarios) -> Non
     """A compacted topic takes no record without a key."""
     with scenario() as run:
         workers = run.workers(2)
-        keyed = run.stream(other_topic(run, **{"cleanup.policy": "compact"}))
+        keyed = run.stream(other_topic(run, {"cleanup.policy": "compact"}))
         assert keyed.send(key=1).exception(FEW_S) is None
         for _ in range(3):
             error = keyed.send(0).exception(FEW_S)
@@ -268,7 +268,7 @@ def test_B15_partitions_2_to_4_lose_nothing(target: KafkaTarget, scenario: Scena
             time.sleep(0.002)
 
     with scenario(metadata_max_age_ms=300) as run:
-        name = other_topic(run, 2)
+        name = other_topic(run, {}, 2)
         workers = [run.worker(job, topic=name) for _ in range(2)]
         assert all_move(workers)
         admin = target.admin()
