@@ -188,15 +188,14 @@ def _clear(folder: Path) -> None:
 def revive(name: str, timeout_s: float = READY_TIMEOUT_S) -> State:
     """Start the brokers of a running cluster that have died, with their data, and wait for them."""
     folder = cluster_folder(name)
-    state = _running_state(name)
-    old = {node["pid"] for node in state["nodes"] if not _is_node(node)}
-    os.kill(int((folder / "pid").read_text()), signal.SIGHUP)
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         state = _running_state(name)
-        if not old & {node["pid"] for node in state["nodes"]} and all(
-            _serves(node["port"], len(state["nodes"])) for node in state["nodes"]
-        ):
+        nodes = state["nodes"]
+        if not all(_is_node(node) for node in nodes):
+            # Each time: a broker whose threads are still ending is not dead for the supervisor.
+            os.kill(int((folder / "pid").read_text()), signal.SIGHUP)
+        elif all(_serves(node["port"], len(nodes)) for node in nodes):
             return state
         time.sleep(POLL_S)
     raise ClusterError(f"the brokers of {name!r} did not all serve within {timeout_s:.0f} s")

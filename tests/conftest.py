@@ -202,14 +202,21 @@ def broker() -> Iterator[Broker]:
         assert not running.malformed, running.malformed
 
 
-def _cluster(name: str, brokers: int) -> str:
+def cluster_name(name: str) -> str:
+    """The name of a cluster of this run: its processes share it."""
+    controller = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+    return f"{name}-{controller}"
+
+
+def start_cluster(name: str, brokers: int, *properties: str) -> str:
     """Bootstrap servers of a real cluster that ends with this run. Skips where there is none."""
     given = os.environ.get("MPPRODUCER_BOOTSTRAP")
     if given:
         return given
-    controller = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
-    command = [*KAFKA, "start", "--name", f"{name}-{controller}", "--brokers", str(brokers)]
-    command += ["--owner-pid", str(controller), "--print"]
+    full = cluster_name(name)
+    command = [*KAFKA, "start", "--name", full, "--brokers", str(brokers), "--print"]
+    command += ["--owner-pid", full.rpartition("-")[2]]
+    command += [word for pair in properties for word in ("--property", pair)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=240)
     if done.returncode != 0:
         if os.environ.get("MPPRODUCER_REQUIRE_KAFKA") == "1":
@@ -221,13 +228,13 @@ def _cluster(name: str, brokers: int) -> str:
 @pytest.fixture(scope="session")
 def kafka() -> str:
     """Bootstrap servers of one real broker."""
-    return _cluster("test1", 1)
+    return start_cluster("test1", 1)
 
 
 @pytest.fixture(scope="session")
 def kafka3() -> str:
     """Bootstrap servers of three real brokers."""
-    return _cluster("test3", 3)
+    return start_cluster("test3", 3)
 
 
 @pytest.fixture
@@ -237,8 +244,7 @@ def dump() -> Callable[[str, int], str]:
     def run(topic: str, partition: int) -> str:
         if os.environ.get("MPPRODUCER_BOOTSTRAP"):
             pytest.skip("the log segments of MPPRODUCER_BOOTSTRAP are out of reach")
-        controller = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
-        command = [*KAFKA, "dump", "--name", f"test3-{controller}", topic, str(partition)]
+        command = [*KAFKA, "dump", "--name", cluster_name("test3"), topic, str(partition)]
         done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
         return done.stdout
 

@@ -274,9 +274,13 @@ class Broker:
                         partition.leader_epoch += 1
         self._call(self._nodes[node].stop())
 
-    def start_node(self, node: int) -> None:
-        """Start a killed node again at its old address, with its data."""
-        host, port = self._cluster.addresses[node]
-        self._call(self._nodes[node].start(host, port))
+    def start_node(self, node: int, port: int | None = None) -> None:
+        """Start a killed node again, with its data, at its old address or on another port (0: any).
+
+        Raises OSError.
+        """
+        host, old = self._cluster.addresses[node]
+        address = self._call(self._nodes[node].start(host, old if port is None else port))
         with self._cluster.lock:
+            self._cluster.addresses[node] = address
             self._cluster.alive.add(node)

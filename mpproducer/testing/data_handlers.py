@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from mpproducer.testing.cluster import Cluster, Partition, Topic
-from mpproducer.testing.faults import OMIT, REPEAT, Fault
+from mpproducer.testing.faults import ERROR, ERROR_AFTER, OMIT, REPEAT, Fault
 from mpproducer.testing.handlers import leader_error
 from mpproducer.testing.log import Appended, received
 from mpproducer.wire import error_codes as codes
@@ -20,6 +20,9 @@ Place = str | bytes
 TOPIC_IDS_IN_PRODUCE: Final = 13
 TOPIC_IDS_IN_FETCH: Final = 13
 _LEGAL_ACKS: Final = (-1, 0, 1)
+_TOLD_WITH_LOG_START: Final = (
+    codes.OUT_OF_ORDER_SEQUENCE_NUMBER, codes.INVALID_PRODUCER_EPOCH, codes.UNKNOWN_PRODUCER_ID,
+)  # fmt: skip
 
 
 def topics_of(cluster: Cluster, request: Message) -> set[str]:
@@ -66,12 +69,14 @@ def produce(
             partition = _partition(topic, number)
             if forbidden:
                 done = Appended(codes.TRANSACTIONAL_ID_AUTHORIZATION_FAILED)
-            elif code := _scripted(fault, topic):
-                done = Appended(code, message="scripted")
+            elif code := _scripted(fault, topic, ERROR):
+                done = _refused(code, partition)
             elif topic is None and isinstance(place, bytes):
                 done = Appended(codes.UNKNOWN_TOPIC_ID)
             else:
                 done = _append(partition, node, request["acks"], batch, now_ms)
+                if code := _scripted(fault, topic, ERROR_AFTER):
+                    done = done if done.error_code else Appended(code, message="scripted")
             entry = answers.setdefault(place, _named(place) | {"partitions": []})
             entry["partitions"].append(_produced(number, done, partition))
             if done.error_code == codes.NOT_LEADER_OR_FOLLOWER and partition is not None:
@@ -104,8 +109,18 @@ def _transactional(parsed: Iterable[RecordBatch | Appended]) -> bool:
     return any(isinstance(one, RecordBatch) and one.attributes & TRANSACTIONAL for one in parsed)
 
 
-def _scripted(fault: Fault | None, topic: Topic | None) -> int:
-    if fault is None or (fault.topic and (topic is None or topic.name != fault.topic)):
+def _refused(code: int, partition: Partition | None) -> Appended:
+    told = partition is not None and code in _TOLD_WITH_LOG_START
+    start = partition.log.start_offset if partition is not None and told else -1
+    return Appended(code, message="scripted", log_start_offset=start)
+
+
+def _scripted(fault: Fault | None, topic: Topic | None, kind: str) -> int:
+    if (
+        fault is None
+        or fault.kind != kind
+        or (fault.topic and (topic is None or topic.name != fault.topic))
+    ):
         return codes.NONE
     return fault.code
 

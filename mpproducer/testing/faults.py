@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 ERROR: Final = "error"
+ERROR_AFTER: Final = "error_after"
 CLOSE_BEFORE: Final = "close_before"
 CLOSE_AFTER: Final = "close_after"
 DROP_REPLY: Final = "drop_reply"
@@ -14,6 +15,7 @@ GARBAGE: Final = "garbage"
 HALF_REPLY: Final = "half_reply"
 OMIT: Final = "omit_partition"
 REPEAT: Final = "duplicate_partition"
+REPLY_TWICE: Final = "reply_twice"
 WRONG_CORRELATION: Final = "wrong_correlation"
 
 
@@ -35,6 +37,11 @@ class Fault:
     def error(self, code: int) -> Fault:
         """Answer with this error code, without doing anything (per partition for Produce)."""
         self.code, self.kind = code, ERROR
+        return self
+
+    def error_after(self, code: int) -> Fault:
+        """Carry a Produce request out, then answer with this error code as if it had failed."""
+        self.code, self.kind = code, ERROR_AFTER
         return self
 
     def close_before(self) -> Fault:
@@ -65,6 +72,11 @@ class Fault:
     def wrong_correlation(self) -> Fault:
         """Answer under another correlation id."""
         self.kind = WRONG_CORRELATION
+        return self
+
+    def reply_twice(self) -> Fault:
+        """Answer, then answer once more."""
+        self.kind = REPLY_TWICE
         return self
 
     def omit_partition(self) -> Fault:

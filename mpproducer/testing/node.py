@@ -101,6 +101,10 @@ class Node:
     async def stop(self) -> None:
         """Stop listening and reset every connection, as after a kill."""
         if self._server is not None:
+            for listener in self._server.sockets:
+                # Also where a child forked meanwhile has it, too: the port is free again.
+                with contextlib.suppress(OSError):
+                    listener.shutdown(socket.SHUT_RDWR)
             self._server.close()
             self._server = None
         tasks = list(self._tasks)
@@ -177,7 +181,7 @@ class Node:
     async def _carry_out(
         self, api: Api, header: RequestHeader, request: Message, fault: Fault | None
     ) -> Message:
-        code = fault.code if fault is not None else 0
+        code = fault.code if fault is not None and fault.kind == faults.ERROR else 0
         if api is API_VERSIONS:
             named = (request["client_software_name"], request["client_software_version"])
             if header.version >= 3 and not all(map(_SOFTWARE.fullmatch, named)):
@@ -240,7 +244,7 @@ class Node:
         if kind == faults.HALF_REPLY:
             await self._send(writer, data[: len(data) // 2])
             await asyncio.sleep(3600)
-        await self._send(writer, data)
+        await self._send(writer, data * 2 if kind == faults.REPLY_TWICE else data)
         return True
 
     @staticmethod

@@ -15,8 +15,9 @@ from typing import Any
 from mpproducer.testing.broker import Broker
 
 _FLUENT = (
-    "error", "close_before", "close_after", "drop_reply", "garbage", "half_reply",
-    "wrong_correlation", "omit_partition", "duplicate_partition", "delay", "throttle",
+    "error", "error_after", "close_before", "close_after", "drop_reply", "garbage", "half_reply",
+    "wrong_correlation", "reply_twice", "omit_partition", "duplicate_partition", "delay",
+    "throttle",
 )  # fmt: skip
 _VALUES = (
     "bootstrap_servers", "requests", "request_bytes", "requests_by_node", "versions_seen",

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from mpproducer.testing import Broker
+from mpproducer.testing import Broker, BrokerProcess
 from tests.checker.scenario import Scenario
 
 
 @pytest.fixture
+def three() -> Iterator[Broker]:
+    """An in-memory cluster of three nodes."""
+    with Broker(brokers=3) as running:
+        yield running
+        assert not running.malformed, running.malformed
+
+
+@pytest.fixture
 def scenario(broker: Broker, tmp_path: Path, seed: int) -> Callable[..., Scenario]:
-    """`Scenario` for the broker of the test: `with scenario(linger_ms=5) as run: ...`."""
+    """`Scenario` for the broker of the test, or another: `with scenario(linger_ms=5) as run`."""
     numbers = itertools.count()
-    return lambda **options: Scenario(broker, tmp_path, seed + next(numbers), **options)
+
+    def make(on: Broker | BrokerProcess | None = None, **options: object) -> Scenario:
+        place = tmp_path, seed + next(numbers)
+        return Scenario(broker if on is None else on, *place, **options)  # type: ignore[arg-type]
+
+    return make

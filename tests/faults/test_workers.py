@@ -252,7 +252,8 @@ def test_W18_a_worker_killed_at_any_moment_of_its_attachment_leaves_nothing(
     def job(worker: Worker) -> None:
         worker.journal.note = 1
         worker.run.producer.attach(10)
-        time.sleep(0.001)
+        # Half of them live long enough to be killed also where this test is late to do it.
+        time.sleep(0.001 if worker.journal.stream % 2 else 0.1)
 
     with scenario() as run:
         run.writer.send(0).result(20)

@@ -147,7 +147,7 @@ def test_codecs(kafka: str, codec: str, acks: object, tmp_path: Path, seed: int)
             assert run.check(KafkaPythonLog(kafka, run.topics)).counts == counts
 
 
-def test_acks_0_sends_and_tells_no_offset(kafka: str, tmp_path: Path, seed: int) -> None:
+def test_B27_acks_0_sends_and_tells_no_offset(kafka: str, tmp_path: Path, seed: int) -> None:
     with Scenario(kafka, tmp_path, seed, acks=0, enable_idempotence=False) as run:
         futures = [run.writer.send(number % 3) for number in range(300)]
         run.producer.flush()

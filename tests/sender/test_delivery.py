@@ -139,7 +139,7 @@ def test_a_batch_the_response_does_not_mention_is_retried_and_counted() -> None:
     assert len(h.completed) == 2
 
 
-def test_entries_for_strangers_and_repeated_entries_are_ignored_and_counted() -> None:
+def test_B17_entries_for_strangers_and_repeated_entries_are_ignored_and_counted() -> None:
     h = Harness().ready()
     h.open("t", 0)
     send = _only_send(h)
@@ -305,7 +305,7 @@ def test_S24_an_unsupported_message_format_fails_one_batch_only() -> None:
     assert h.outcomes()[-1] == (a.Kind.ACKED, 0)
 
 
-def test_a_wrong_crc_is_retried_while_the_bytes_are_what_was_sent() -> None:
+def test_B12_a_wrong_crc_is_retried_while_the_bytes_are_what_was_sent() -> None:
     h = Harness().ready()
     slot = h.open("t", 0)
     h.answer(_only_send(h), 2)

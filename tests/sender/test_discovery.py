@@ -89,7 +89,7 @@ def test_every_error_code_of_init_producer_id_is_retried_fatal_or_fails_what_wai
         assert h.machine.delivery.unreleased == (0 if fatal else len(h.machine.delivery.aging))
 
 
-def test_a_broker_without_init_producer_id_is_fatal_and_says_what_to_do() -> None:
+def test_B25_a_broker_without_init_producer_id_is_fatal_and_says_what_to_do() -> None:
     h = Harness()
     del h.ranges[22]
     h.ready()
@@ -100,7 +100,7 @@ def test_a_broker_without_init_producer_id_is_fatal_and_says_what_to_do() -> Non
     assert "enable.idempotence=false" in outcome.message
 
 
-def test_a_broker_without_a_common_produce_version_fails_batches_instead_of_the_sender() -> None:
+def test_B25_a_broker_without_a_common_produce_version_fails_batches_not_the_sender() -> None:
     for idempotent in (True, False):
         h = Harness(enable_idempotence=idempotent)
         h.ranges[0] = (90, 95)

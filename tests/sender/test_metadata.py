@@ -142,7 +142,7 @@ def test_every_error_code_of_a_topic_is_told_once_and_asked_again_if_it_may_pass
         assert h.of(PublishTopic)[-1].name == "u", code
 
 
-def test_M7_an_older_leader_epoch_is_ignored() -> None:
+def test_M7_B29_an_older_leader_epoch_is_ignored() -> None:
     h = Harness().ready({0: 0})
     partition = h.partition("t", 0)
     metadata = h.machine.metadata

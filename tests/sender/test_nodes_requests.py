@@ -47,7 +47,7 @@ def test_N5_every_kind_of_request_has_the_timeout() -> None:
     assert h.machine.counters.metadata_error_total == 1
 
 
-def test_a_response_out_of_order_closes_the_connection() -> None:
+def test_B16_a_response_out_of_order_closes_the_connection() -> None:
     h = Harness().ready({0: 0})
     h.warm("t", 0)
     h.open("t", 0)
@@ -131,7 +131,7 @@ def test_N8_a_throttle_never_ends_earlier_than_an_older_one_said() -> None:
     assert len(h.produce_requests()) == 1
 
 
-def test_N8_throttling_does_not_stop_the_delivery_timeout() -> None:
+def test_N8_B24_throttling_does_not_stop_the_delivery_timeout() -> None:
     """Neither for what is ready when the throttle comes nor for what is sent during it."""
     h = Harness(
         delivery_timeout_ms=3_000, request_timeout_ms=2_000,

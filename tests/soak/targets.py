@@ -145,11 +145,12 @@ class StrictTarget:
 
 
 class KafkaTarget:
-    """A real cluster, started for the soak."""
+    """A real cluster, started for the soak, or `running` already under a name."""
 
-    def __init__(self, brokers: int) -> None:
+    def __init__(self, brokers: int, running: str = "") -> None:
         self._count = brokers
-        self._name = f"soak-{os.getpid()}"
+        self._owned = not running
+        self._name = running or f"soak-{os.getpid()}"
         self.broker = ""
         self.faults: dict[str, Fault] = {
             "broker stopped": self._stopped,
@@ -165,8 +166,9 @@ class KafkaTarget:
 
     def __enter__(self) -> KafkaTarget:
         settings = {"auto.create.topics.enable": "false", "group.initial.rebalance.delay.ms": "0"}
-        state = kafka_cluster.start(self._name, self._count, None, settings, os.getpid())
-        self.broker = state["bootstrap"]
+        if self._owned:
+            kafka_cluster.start(self._name, self._count, None, settings, os.getpid())
+        self.broker = ",".join(f"{kafka_node.HOST}:{node['port']}" for node in self.nodes)
         return self
 
     def __exit__(
@@ -175,23 +177,38 @@ class KafkaTarget:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        kafka_cluster.stop(self._name)
+        if self._owned:
+            kafka_cluster.stop(self._name)
 
-    def _node(self, rng: random.Random) -> dict[str, Any]:
+    @property
+    def nodes(self) -> list[dict[str, Any]]:
+        """Id, port, pid and folder of each broker."""
         state = kafka_cluster.status(self._name)
         assert state is not None
-        node: dict[str, Any] = rng.choice(state["nodes"])
-        return node
+        nodes: list[dict[str, Any]] = state["nodes"]
+        return nodes
+
+    def leaders(self, topic: str) -> list[int]:
+        """Who leads the partitions of a topic, in their order; -1: nobody."""
+        found = self.admin().list_topics(topic, timeout=30).topics[topic].partitions
+        return [found[number].leader for number in sorted(found)]
+
+    def in_sync(self, topic: str) -> int:
+        """How many replicas of a topic's worst partition are in sync."""
+        found = self.admin().list_topics(topic, timeout=30).topics[topic].partitions
+        return min(len(partition.isrs) for partition in found.values())
 
     @contextlib.contextmanager
-    def _down(self, run: Scenario, rng: random.Random, number: signal.Signals) -> Iterator[None]:
-        node = self._node(rng)
-        kafka_cluster.send_signal(self._name, node["id"], number)
+    def down(self, number: signal.Signals, *ids: int) -> Iterator[None]:
+        """Some brokers are ended by a signal, and run again afterwards."""
+        pids = [node["pid"] for node in self.nodes if node["id"] in ids]
+        for node in ids:
+            kafka_cluster.send_signal(self._name, node, number)
         try:
             yield
         finally:
-            self._wait_for_end(node["pid"])
-            time.sleep(0.2)
+            for pid in pids:
+                self._wait_for_end(pid)
             kafka_cluster.revive(self._name, _REVIVE_S)
 
     @staticmethod
@@ -210,19 +227,25 @@ class KafkaTarget:
 
     @contextlib.contextmanager
     def _killed(self, run: Scenario, rng: random.Random) -> Iterator[None]:
-        with self._down(run, rng, signal.SIGKILL):
+        with self.down(signal.SIGKILL, rng.choice(self.nodes)["id"]):
             run.hit("broker killed")
             yield
 
     @contextlib.contextmanager
     def _restarted(self, run: Scenario, rng: random.Random) -> Iterator[None]:
-        with self._down(run, rng, signal.SIGTERM):
+        with self.down(signal.SIGTERM, rng.choice(self.nodes)["id"]):
             run.hit("broker restarted")
             yield
 
     @contextlib.contextmanager
     def _stopped(self, run: Scenario, rng: random.Random) -> Iterator[None]:
-        node, began = self._node(rng)["id"], time.monotonic_ns()
+        with self.stopped(run, rng.choice(self.nodes)["id"]):
+            yield
+
+    @contextlib.contextmanager
+    def stopped(self, run: Scenario, node: int) -> Iterator[None]:
+        """A broker does not run meanwhile, unless it is killed."""
+        began = time.monotonic_ns()
         kafka_cluster.send_signal(self._name, node, signal.SIGSTOP)
         run.hit("broker stopped")
         try:
@@ -235,12 +258,16 @@ class KafkaTarget:
     def _reset(self, run: Scenario, rng: random.Random) -> Iterator[None]:
         """Every connection of the sender to one broker, from outside (`ss -K`)."""
         for _ in range(rng.randrange(1, 4)):
-            port = self._node(rng)["port"]
-            command = ["ss", "-K", "-tnH", "dst", kafka_node.HOST, "dport", "=", f":{port}"]
-            done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=10)
-            run.hit("connections reset", len(done.stdout.splitlines()))
+            self.reset(run, rng.choice(self.nodes)["id"])
             time.sleep(rng.random() / 2)
         yield
+
+    def reset(self, run: Scenario, node: int) -> None:
+        """End every connection to a broker."""
+        (port,) = (one["port"] for one in self.nodes if one["id"] == node)
+        command = ["ss", "-K", "-tnH", "dst", kafka_node.HOST, "dport", "=", f":{port}"]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=10)
+        run.hit("connections reset", len(done.stdout.splitlines()))
 
     @contextlib.contextmanager
     def _throttled(self, run: Scenario, rng: random.Random) -> Iterator[None]:
@@ -283,7 +310,8 @@ class KafkaTarget:
             admin.close()
         yield
 
-    def _admin(self) -> Any:
+    def admin(self) -> Any:
+        """An AdminClient of confluent-kafka."""
         from confluent_kafka.admin import AdminClient
 
         return AdminClient({"bootstrap.servers": self.broker, "log_level": 3})
@@ -292,7 +320,7 @@ class KafkaTarget:
         from confluent_kafka.cimpl import KafkaException, NewTopic
 
         self.drop(topic)
-        admin, until = self._admin(), time.monotonic() + _ADMIN_S
+        admin, until = self.admin(), time.monotonic() + _ADMIN_S
         while True:
             new = NewTopic(topic, partitions, min(3, self._count))
             try:
@@ -305,5 +333,5 @@ class KafkaTarget:
                 return
 
     def drop(self, topic: str) -> None:
-        admin = self._admin()  # ends with its last reference, and so would the call
+        admin = self.admin()  # ends with its last reference, and so would the call
         admin.delete_topics([topic], operation_timeout=30)[topic].result(60)

@@ -40,7 +40,7 @@ def test_workers_sender_and_brokers_are_killed_and_stopped_and_nothing_is_lost(s
     assert len(found["faults"]) > 2
 
 
-def test_without_faults_everything_is_acknowledged() -> None:
+def test_B30_without_faults_everything_is_acknowledged() -> None:
     found = soak("--broker", "--no-faults", "--records", "20001", "--workers", "3")
     records = found["records"]
     assert records["acked"] == records["read"] == records["attempted"] == 20_001

@@ -82,6 +82,44 @@ def test_a_connection_ends_although_a_child_forked_meanwhile_has_it_too(
     assert len(broker.records("t")) == 3
 
 
+def test_a_killed_node_does_not_listen_although_a_child_forked_meanwhile_could(
+    broker: Broker, raw: Raw
+) -> None:
+    raw.api_versions()
+    held, let_go = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(let_go)
+        os.read(held, 1)
+        os._exit(0)
+    try:
+        broker.stop_node(1)
+        with pytest.raises(ConnectionError):
+            Raw(broker.bootstrap_servers)
+        broker.start_node(1)
+        with Raw(broker.bootstrap_servers) as again:
+            again.api_versions()
+    finally:
+        os.close(held)
+        os.close(let_go)
+        os.waitpid(child, 0)
+
+
+def test_error_after_is_told_of_what_was_stored(broker: Broker, raw: Raw) -> None:
+    fault = broker.on("Produce").error_after(codes.REQUEST_TIMED_OUT)
+    assert raw.produce(T, b.sound()).error_code == codes.REQUEST_TIMED_OUT
+    assert fault.hits == 1
+    assert len(broker.records("t")) == 3
+
+
+def test_a_reply_comes_twice(broker: Broker, raw: Raw) -> None:
+    fault = broker.on("ApiVersions").reply_twice()
+    raw.api_versions()
+    with pytest.raises(ProtocolError):
+        raw.api_versions()  # gets the second answer to the first request
+    assert fault.hits == 1
+
+
 def test_a_fault_of_a_node_leaves_the_others_alone() -> None:
     with Broker(brokers=2) as broker:
         broker.create_topic("t", partitions=2)
