@@ -35,6 +35,8 @@ def settled(producer: mpproducer.Producer, acked: int) -> Metrics:
 def test_before_it_is_attached_and_after_it_is_closed_there_is_nothing(broker: Broker) -> None:
     producer = mpproducer.Producer(bootstrap_servers=broker.bootstrap_servers, **QUICK)
     assert producer.metrics() == {}
+    with pytest.raises(KeyError, match="not attached"):
+        producer.metrics()[PRODUCER]
     producer.attach()
     assert producer.metrics()[PRODUCER]["record-send-total"] == 0
     producer.close()
