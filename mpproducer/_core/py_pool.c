@@ -436,17 +436,6 @@ static PyObject *pool_wake_topic_waiters(Pool *self, PyObject *Py_UNUSED(ignored
     Py_RETURN_NONE;
 }
 
-/* Unset, the next unkeyed record draws another one; a worker may have moved it on already. */
-static PyObject *pool_sticky_advance(Pool *self, PyObject *args) {
-    unsigned topic, partition;
-    if (!PyArg_ParseTuple(args, "II", &topic, &partition) || topic_argument(self, topic) < 0)
-        return NULL;
-    uint64_t shown = partition + 1ull;
-    atomic_compare_exchange_strong_explicit(&self->sender.region.sticky[topic].partition, &shown, 0,
-                                            memory_order_relaxed, memory_order_relaxed);
-    Py_RETURN_NONE;
-}
-
 static PyObject *pool_close_region(Pool *self, PyObject *Py_UNUSED(ignored)) {
     if (!check_open(self)) return NULL;
     atomic_store_explicit(&self->sender.region.ctl->closed, 1, memory_order_seq_cst);
@@ -501,7 +490,6 @@ static PyMethodDef pool_methods[] = {
     {"topic_error", (PyCFunction)pool_topic_error, METH_VARARGS, NULL},
     {"partition_available", (PyCFunction)pool_partition_available, METH_VARARGS, NULL},
     {"wake_topic_waiters", (PyCFunction)pool_wake_topic_waiters, METH_NOARGS, NULL},
-    {"sticky_advance", (PyCFunction)pool_sticky_advance, METH_VARARGS, NULL},
     {"close_region", (PyCFunction)pool_close_region, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
