@@ -136,6 +136,7 @@ def test_retries_and_refusals_show_in_topic_and_reason(broker: Broker) -> None:
         assert isinstance(
             producer.send("bad", b"x").exception(20), mpproducer.errors.AuthorizationFailed
         )
+        wait_until(lambda: metric(producer, "record-error-authorization-total") == 1)
         found = settled(producer, 4)
         good, bad = row(found, "good"), row(found, "bad")
         assert good["record-retry-total"] == 6
