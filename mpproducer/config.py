@@ -315,6 +315,13 @@ class Config:
         shared["bootstrap_servers"] = sorted(shared["bootstrap_servers"])
         return repr(sorted(shared.items()))
 
+    def lasting(self) -> Config:
+        """What a process may keep when the producer is gone: without a callable, which may hold
+        whatever the user's program has."""
+        if self.partitioner is None or isinstance(self.partitioner, str):
+            return self
+        return Config(self.__dict__ | {"partitioner": None})
+
     def load_partitioner(self) -> Callable[..., Any] | None:
         """The user's own partitioner, imported if need be. Raises ConfigError."""
         return load_partitioner(self.partitioner)

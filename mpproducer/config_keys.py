@@ -330,7 +330,7 @@ _PARTITIONER = (
     "it names a class of the Java runtime; give partitioner=, a callable or 'module:name'"
 )
 _JVM = "it names classes of the Java runtime; there is nothing like it here"
-_METRICS = "metrics are counters in shared memory, not sampled windows; leave it out"
+_METRICS = "rates and averages cover the last 30 to 60 s (docs/METRICS.md); leave it out"
 
 # Keys of other producers that exist there and not here: (why, values that are harmless).
 UNSUPPORTED: dict[str, tuple[str, tuple[object, ...]]] = {

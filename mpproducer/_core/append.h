@@ -107,8 +107,8 @@ void mp_wake_sender(struct mp_writer *writer, uint64_t ready_us);
 
 /* Compression by the worker that filled a batch: begun by mp_append_run (`ours`) before the batch is
  * announced as full, so that the sender, which looks at once, leaves it alone; then end or abandon.
- * While it is ours the sender keeps the batch's memory. end copies the output into slots and publishes it (1),
- * or leaves it to the sender (0). */
+ * While it is ours the sender keeps the batch's memory. end copies the output into slots and
+ * publishes it (1), or leaves it to the sender (0). */
 int mp_compress_begin(struct mp_writer *writer, struct mp_sealed batch);
 int mp_compress_end(struct mp_writer *writer, struct mp_sealed batch, const uint8_t *output,
                     uint32_t bytes);

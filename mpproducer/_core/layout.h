@@ -24,6 +24,7 @@
  *   prev, next,     the slot (T1..T2)                              under word       link or T2
  *   tail, pos, opened_us, base/max timestamp,
  *   participants
+ *  slot.head       claimer of an extension         sender          release/acquire  batch_id, pos
  *  slot.compress   worker and sender (CAS)         both            acq_rel          itself
  *  dirty[]         worker (or), sender (xchg 0)    sender          seq_cst          wake (Dekker)
  *  wake            sender (xchg), worker (CAS->0)  worker          seq_cst          dirty (Dekker)
@@ -35,7 +36,7 @@
  *   ticket, first
  *  ticket          worker (add)                    worker          relaxed          -
  *  cursor          any claimer, a hint             claimer         relaxed          -
- *  sticky[t]       worker, sender (CAS), a hint    worker          relaxed          -
+ *  sticky[t]       worker (CAS), a hint            worker          relaxed          -
  *  ctl.topic_*     sender                          worker, futex   release/acquire  topic_version
  *  topic.lock      sender (+1, +1), its text       worker          release/acquire  itself (seqlock)
  *  ctl header      sender, before it sends the fd  worker          plain            the socket
@@ -130,16 +131,14 @@ static inline uint32_t mp_open_slot(uint64_t open) {
 
 /* batch id: partition index(20) | batch_seq(44); names a batch for the life of the segments. */
 #define MP_SEQ_BITS 44
-#define MP_SEQ_MASK ((UINT64_C(1) << MP_SEQ_BITS) - 1)
 static inline uint64_t mp_batch_id(uint32_t partition, uint64_t seq) {
     return (uint64_t)partition << MP_SEQ_BITS | seq;
 }
 
 /* slot.compress of a head: state(8) | owner(10) and gen(14), or of DONE first slot(20) and size(24).
  * NONE -> BUSY -> DONE: the worker that filled the batch compresses it, and says so before it
- * announces that the batch is full. NONE -> TAKEN: the sender
- * does. BUSY -> RECALLED -> RETURNED: the sender took it from a slow worker, whose late reads still
- * forbid reuse until it returns. */
+ * announces that the batch is full. NONE -> TAKEN: the sender does. BUSY -> RECALLED -> RETURNED: the
+ * sender took it from a slow worker, whose late reads still forbid reuse until it returns. */
 #define MP_COMPRESS_SHIFT 56
 enum { MP_C_NONE, MP_C_BUSY, MP_C_TAKEN, MP_C_DONE, MP_C_RECALLED, MP_C_RETURNED };
 static inline uint64_t mp_compress_word(uint32_t state, uint64_t rest) {

@@ -57,8 +57,8 @@ struct mp_topic_metrics {
 };
 _Static_assert(sizeof(struct mp_topic_metrics) == 64, "a topic has one line");
 
-/* The first counters are written event by event; the last of them by workers, and summed. The
- * others are copied from the sender's private ones. Names: mpproducer/shm/counters.py. */
+/* The first counters are written event by event; then come the sums of what workers count (struct
+ * mp_tally), and the rest is copied from the sender's private ones. Names: mpproducer/shm/counters.py. */
 enum mp_counter {
     MP_RECORDS_SENT, MP_BYTES_SENT, MP_BATCHES_SENT, MP_UNCOMPRESSED_SENT, MP_TALLY_FIRST,
 };

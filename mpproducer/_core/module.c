@@ -120,7 +120,8 @@ static int exec_module(PyObject *module) {
         PyModule_AddIntConstant(module, "TOPIC_WANTED", MP_T_WANTED) < 0 ||
         PyModule_AddIntConstant(module, "TOPIC_READY", MP_T_READY) < 0 ||
         PyModule_AddIntConstant(module, "TOPIC_ERROR", MP_T_ERROR) < 0 ||
-        add_type(module, "Metrics", &Metrics_Type) || add_type(module, "Pool", &Pool_Type) || add_type(module, "Attachment", &Attachment_Type) ||
+        add_type(module, "Metrics", &Metrics_Type) || add_type(module, "Pool", &Pool_Type) ||
+        add_type(module, "Attachment", &Attachment_Type) ||
         add_type(module, "DeliveryFuture", &Future_Type) ||
         add_type(module, "Runs", &Runs_Type) || add_type(module, "ProducerBase", &Producer_Type))
         return -1;

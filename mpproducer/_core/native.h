@@ -80,7 +80,8 @@ struct Attachment {
     unsigned long waiter; /* the thread that holds `memory`; 0: none does */
     uint8_t *frames; /* bytes read and not parsed yet */
     size_t frames_used, frames_room;
-    uint64_t records, bytes, spreads, returns, waits, wait_ns, buffer_full, compressed, compress_failed, drained;
+    uint64_t records, bytes, spreads, returns, waits, wait_ns, buffer_full, compressed;
+    uint64_t compress_failed, drained;
     uint64_t random;
 };
 
@@ -146,7 +147,7 @@ static inline TopicRef *attachment_topic(Attachment *a, PyObject *name) {
 void attachment_compress(Attachment *a, const struct mp_place *place);
 uint64_t attachment_random(Attachment *a);
 
-/* (time of the older sample, words now, words then): see native.pyi; NULL with an exception. */
+/* (now, 30 to 60 s ago, topic names, peaks): see Reading in native.pyi; NULL with an exception. */
 PyObject *metrics_read(const struct mp_region *region);
 /* The Metrics of a pool; `open` is the pool's word for "the memory is mapped". */
 PyObject *metrics_of_pool(PyObject *pool, const int *open, struct mp_region *region);

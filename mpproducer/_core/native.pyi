@@ -82,7 +82,7 @@ class Metrics:
 @final
 class Pool:
     """The sender's side of the shared segments. One thread only. Supports the buffer protocol: a
-    read-only view of the payload area; payload offsets in `Walk.spans` index into it."""
+    read-only view of the payload area; the offsets of spans index into it."""
 
     def __init__(
         self,
@@ -171,8 +171,6 @@ class Pool:
         """Where records without a key may go: 0, not there; else 1 + batches that wait (255: or
         more)."""
     def wake_topic_waiters(self) -> None: ...
-    def sticky_advance(self, topic: int, partition: int) -> None:
-        """Move the topic's sticky partition on if it still is `partition`."""
     @property
     def metrics(self) -> Metrics:
         """What this pool's CTL holds of them; usable until the pool is closed."""
@@ -224,15 +222,13 @@ class Attachment:
         """Count the time of a flush, or of a wait for metadata."""
     def stats(self) -> dict[str, int]:
         """This process: records appended, bytes, batches opened, races for a batch that it lost,
-        how often it spread to a partition of its own and returned, lost commits, steals, waits,
-        wait_ns, buffer_full ..."""
-    def fail_pending(self, reason: int, unknown: bool, message: str) -> int:
-        """Resolve all pending batches as failed (sender died); returns how many."""
+        how often it spread to a partition of its own and returned, lost commits, steals, waits for
+        memory, and so on: the `worker-metrics` of docs/METRICS.md."""
     def forget(self) -> None:
         """After fork, in the child: unmap, close fds, fail inherited futures with WRONG_PROCESS;
         touches nothing shared."""
     def close(self) -> None:
-        """Clean end: unmap and close; pending batches fail with NotSent/SenderDied first."""
+        """Clean end: unmap and close; pending futures fail as Unknown, this process having left."""
     @property
     def owner(self) -> int: ...
     @property

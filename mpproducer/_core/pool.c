@@ -344,10 +344,13 @@ uint32_t mp_grant(struct mp_sender *sender) {
 }
 
 uint32_t mp_free_slots(const struct mp_sender *sender) {
+    const uint32_t slots = sender->region.slots;
     uint32_t count = 0;
-    for (uint32_t i = 0; i < (sender->region.slots + 63) / 64; i++)
-        count += (uint32_t)__builtin_popcountll(
-            atomic_load_explicit(&sender->region.free[i], RELAXED));
+    for (uint32_t i = 0; i < (slots + 63) / 64; i++) {
+        uint64_t bits = atomic_load_explicit(&sender->region.free[i], RELAXED);
+        if (slots - i * 64 < 64) bits &= (UINT64_C(1) << (slots - i * 64)) - 1; /* the rest is nobody's */
+        count += (uint32_t)__builtin_popcountll(bits);
+    }
     return count;
 }
 

@@ -603,18 +603,6 @@ static PyObject *method_stats(Attachment *a, PyObject *Py_UNUSED(ignored)) {
         a->pending, "callbacks_pending", a->callbacks);
 }
 
-static PyObject *method_fail_pending(Attachment *a, PyObject *args) {
-    unsigned reason;
-    int unknown;
-    const char *message;
-    if (!PyArg_ParseTuple(args, "Ips", &reason, &unknown, &message)) return NULL;
-    PyObject *ready = NULL;
-    const uint32_t failed = pending_fail_all(a, unknown ? MP_FATE_UNKNOWN : MP_NOT_WRITTEN, reason,
-                                     message, &ready);
-    if (ready) run_callbacks(ready);
-    return PyLong_FromUnsignedLong(failed);
-}
-
 static PyObject *get_owner(Attachment *a, void *Py_UNUSED(closure)) {
     return PyLong_FromUnsignedLong(a->writer.owner);
 }
@@ -645,7 +633,6 @@ static PyMethodDef attachment_methods[] = {
     {"metrics", (PyCFunction)method_metrics, METH_NOARGS, NULL},
     {"waited", (PyCFunction)method_waited, METH_VARARGS, NULL},
     {"stats", (PyCFunction)method_stats, METH_NOARGS, NULL},
-    {"fail_pending", (PyCFunction)method_fail_pending, METH_VARARGS, NULL},
     {"forget", (PyCFunction)method_forget, METH_NOARGS, NULL},
     {"close", (PyCFunction)method_close, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},

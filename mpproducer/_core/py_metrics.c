@@ -373,22 +373,25 @@ PyObject *metrics_read(const struct mp_region *region) {
     for (uint32_t i = 0; peaks && i < MP_PEAKS; i++)
         if (add(peaks, PyLong_FromUnsignedLongLong(highest(&region->metrics->peak[i]))) < 0)
             Py_CLEAR(peaks);
-    if (!peaks) {
-        Py_XDECREF(now);
-        Py_XDECREF(then);
-        Py_XDECREF(names);
-        return NULL;
-    }
+    if (!peaks) goto failed;
     if (region->pool) { /* the workers' own, of this moment */
         uint64_t sums[MP_TALLY_WORDS];
         mp_sum_tallies(region, sums);
         for (uint32_t i = 0; i < MP_TALLY_WORDS; i++) {
             PyObject *value = PyLong_FromUnsignedLongLong(sums[i]);
-            if (!value || PyList_SetItem(PyTuple_GET_ITEM(now, 1), MP_TALLY_FIRST + i, value) < 0)
-                PyErr_Clear();
+            if (!value) goto failed;
+            PyObject *counters = PyTuple_GET_ITEM(now, 1); /* nobody else has it yet */
+            Py_DECREF(PyList_GET_ITEM(counters, MP_TALLY_FIRST + i));
+            PyList_SET_ITEM(counters, MP_TALLY_FIRST + i, value);
         }
     }
     return Py_BuildValue("NNNN", now, then, names, peaks);
+failed:
+    Py_XDECREF(now);
+    Py_XDECREF(then);
+    Py_XDECREF(names);
+    Py_XDECREF(peaks);
+    return NULL;
 }
 
 static PyObject *metrics_read_method(Metrics *self, PyObject *Py_UNUSED(ignored)) {

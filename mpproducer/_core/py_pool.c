@@ -312,7 +312,8 @@ static PyObject *pool_free_slots(Pool *self, PyObject *Py_UNUSED(ignored)) {
     return PyLong_FromUnsignedLong(mp_free_slots(&self->sender));
 }
 
-/* epoll_wait to the nanosecond where the kernel has it; else rounded up, so that no wait is a busy
+/* epoll_wait to the nanosecond where the kernel has it, and no container's filter keeps it from us
+ * (older ones answer a call they do not know with EPERM); else rounded up, so that no wait is a busy
  * loop. Without the GIL. */
 static int wait_for_events(int epoll_fd, struct epoll_event *events, int most, int64_t until_ns) {
     int64_t left = until_ns - mp_now_ns();
@@ -322,7 +323,7 @@ static int wait_for_events(int epoll_fd, struct epoll_event *events, int most, i
     if (!missing && left > 0) {
         const struct timespec timeout = {left / 1000000000, left % 1000000000};
         const int found = (int)syscall(SYS_epoll_pwait2, epoll_fd, events, most, &timeout, NULL, 0);
-        if (found >= 0 || errno != ENOSYS) return found;
+        if (found >= 0 || (errno != ENOSYS && errno != EPERM)) return found;
         missing = 1;
     }
 #endif
@@ -435,17 +436,6 @@ static PyObject *pool_wake_topic_waiters(Pool *self, PyObject *Py_UNUSED(ignored
     Py_RETURN_NONE;
 }
 
-/* Unset, the next unkeyed record draws another one; a worker may have moved it on already. */
-static PyObject *pool_sticky_advance(Pool *self, PyObject *args) {
-    unsigned topic, partition;
-    if (!PyArg_ParseTuple(args, "II", &topic, &partition) || topic_argument(self, topic) < 0)
-        return NULL;
-    uint64_t shown = partition + 1ull;
-    atomic_compare_exchange_strong_explicit(&self->sender.region.sticky[topic].partition, &shown, 0,
-                                            memory_order_relaxed, memory_order_relaxed);
-    Py_RETURN_NONE;
-}
-
 static PyObject *pool_close_region(Pool *self, PyObject *Py_UNUSED(ignored)) {
     if (!check_open(self)) return NULL;
     atomic_store_explicit(&self->sender.region.ctl->closed, 1, memory_order_seq_cst);
@@ -500,7 +490,6 @@ static PyMethodDef pool_methods[] = {
     {"topic_error", (PyCFunction)pool_topic_error, METH_VARARGS, NULL},
     {"partition_available", (PyCFunction)pool_partition_available, METH_VARARGS, NULL},
     {"wake_topic_waiters", (PyCFunction)pool_wake_topic_waiters, METH_NOARGS, NULL},
-    {"sticky_advance", (PyCFunction)pool_sticky_advance, METH_VARARGS, NULL},
     {"close_region", (PyCFunction)pool_close_region, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };

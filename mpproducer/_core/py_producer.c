@@ -397,7 +397,19 @@ static PyObject *producer_tp_new(PyTypeObject *type, PyObject *Py_UNUSED(args),
     return (PyObject *)self;
 }
 
+/* A partitioner may hold its producer: a method of the object that has both. */
+static int producer_traverse(Producer *self, visitproc visit, void *arg) {
+    Py_VISIT(self->partitioner);
+    return 0;
+}
+
+static int producer_clear(Producer *self) {
+    Py_XSETREF(self->partitioner, Py_NewRef(Py_None)); /* send() may still be called, and asks it */
+    return 0;
+}
+
 static void producer_dealloc(Producer *self) {
+    PyObject_GC_UnTrack(self);
     Py_XDECREF(self->attachment);
     Py_XDECREF(self->partitioner);
     Py_TYPE(self)->tp_free((PyObject *)self);
@@ -426,7 +438,9 @@ PyTypeObject Producer_Type = {
     .tp_basicsize = sizeof(Producer),
     .tp_new = producer_tp_new,
     .tp_dealloc = (destructor)producer_dealloc,
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+    .tp_traverse = (traverseproc)producer_traverse,
+    .tp_clear = (inquiry)producer_clear,
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
     .tp_methods = producer_methods,
     .tp_members = producer_members,
 };

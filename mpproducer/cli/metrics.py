@@ -20,6 +20,7 @@ _COLUMNS: Final = (
     ("free bytes", "buffer-available-bytes"), ("busy", "io-ratio"),
 )  # fmt: skip
 _TOPICS: Final = 20  # the busiest ones
+_LONGEST_S: Final = 86_400
 
 
 def add_arguments(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -103,7 +104,10 @@ def _serve(address: str, runtime_dir: str | None) -> int:
     host, _, port = address.rpartition(":")
     if not port.isdigit() or int(port) > 65535:
         raise ConfigError(f"--listen {address}: give a port, or HOST:PORT")
-    server, told = serve(host or "127.0.0.1", int(port), runtime_dir)
+    try:
+        server, told = serve(host or "127.0.0.1", int(port), runtime_dir)
+    except OSError as error:
+        raise ConfigError(f"--listen {address}: {error.strerror or error}") from error
     print(f"metrics at http://{told}/metrics", file=sys.stderr, flush=True)
     try:
         while True:
@@ -118,8 +122,10 @@ def _serve(address: str, runtime_dir: str | None) -> int:
 
 def run_top(args: argparse.Namespace) -> int:
     """Run `top`; status 1 when no sender was seen."""
-    if not args.interval > 0:
-        raise ConfigError(f"--interval {args.interval}: must be more than 0 seconds")
+    if not 0 < args.interval <= _LONGEST_S:
+        raise ConfigError(
+            f"--interval {args.interval}: must be more than 0 seconds, and a day at most"
+        )
     live: Any = None
     if sys.stdout.isatty():
         from rich.live import Live

@@ -426,7 +426,8 @@ class Loop:
         counters.loop_sleep_total = self.pool.sleeps
         counters.buffer_total_bytes = self.config.slots * 16384
         counters.buffer_available_bytes = self.pool.free_slots() * 16384
-        counters.waiting_threads = self.pool.waiters()
+        # Not asked of the pool: it would count as the look at them, and the sleep follows.
+        counters.waiting_threads = self._waiting
         counters.batches_incomplete = len(self.machine.delivery.aging)
         counters.batches_unreleased = self.machine.delivery.unreleased
         counters.completion_backlog_bytes = self.workers.backlog_bytes()

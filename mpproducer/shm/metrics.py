@@ -45,6 +45,8 @@ class Metrics(dict[str, Values]):
         homes = [name for name, values in self.items() if group in values]
         if homes:
             raise KeyError(f"metrics are in groups: {group!r} is in metrics()[{homes[0]!r}]")
+        if not self:
+            raise KeyError(f"{group!r}: this process is not attached; its first send() attaches it")
         raise KeyError(group)
 
 

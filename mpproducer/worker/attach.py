@@ -193,7 +193,7 @@ def attach(config: Config, place: Rendezvous, deadline_ns: int) -> Link:
     if not turn.acquire(timeout=_left_s(deadline_ns)):
         raise SenderStartFailed("another thread of this process is still attaching")
     try:
-        return _attach_in_turn(config, place, deadline_ns)
+        return _attach_in_turn(config.lasting(), place, deadline_ns)
     except OSError as error:
         raise SenderStartFailed(
             f"this process cannot attach to the sender of {place.folder}: {error}"
@@ -437,7 +437,7 @@ def on_setup(config: Config, place: Rendezvous) -> None:
     """A `Producer` was made; process 1 has to know of it even if only its children send."""
     if os.getpid() == 1:
         with _table.lock:
-            _table.known[place.folder] = (config, place)
+            _table.known[place.folder] = (config.lasting(), place)
         _register_exit()
 
 

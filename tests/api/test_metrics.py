@@ -35,6 +35,8 @@ def settled(producer: mpproducer.Producer, acked: int) -> Metrics:
 def test_before_it_is_attached_and_after_it_is_closed_there_is_nothing(broker: Broker) -> None:
     producer = mpproducer.Producer(bootstrap_servers=broker.bootstrap_servers, **QUICK)
     assert producer.metrics() == {}
+    with pytest.raises(KeyError, match="not attached"):
+        producer.metrics()[PRODUCER]
     producer.attach()
     assert producer.metrics()[PRODUCER]["record-send-total"] == 0
     producer.close()
@@ -134,6 +136,7 @@ def test_retries_and_refusals_show_in_topic_and_reason(broker: Broker) -> None:
         assert isinstance(
             producer.send("bad", b"x").exception(20), mpproducer.errors.AuthorizationFailed
         )
+        wait_until(lambda: metric(producer, "record-error-authorization-total") == 1)
         found = settled(producer, 4)
         good, bad = row(found, "good"), row(found, "bad")
         assert good["record-retry-total"] == 6

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import pickle
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -237,3 +239,19 @@ def test_an_unknown_topic_is_told_before_it_is_asked(broker: Broker) -> None:
         many = producer.send_many("no", [b"1", b"2"])
         assert [type(error) for _at, error in many.failed] == [mpproducer.MetadataTimeout] * 2
     assert not asked
+
+
+def test_a_method_of_who_holds_the_producer_keeps_neither_alive(broker: Broker) -> None:
+    class Holder:
+        def __init__(self) -> None:
+            self.producer = producer_of(broker, self.last)
+
+        def last(self, _key: bytes | None, everyone: list[int], _available: list[int]) -> int:
+            return everyone[-1]
+
+    holder = Holder()
+    assert holder.producer.send(TOPIC, b"v").result(20).partition == PARTITIONS - 1
+    seen = weakref.ref(holder), weakref.ref(holder.producer)
+    del holder
+    gc.collect()
+    assert [one() for one in seen] == [None, None]

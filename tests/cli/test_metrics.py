@@ -155,6 +155,16 @@ def test_an_address_that_is_none_is_refused(runtime_dir: Path) -> None:
         assert f"--listen {wrong}" in done.stderr
 
 
+def test_an_address_that_is_taken_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = mpproducer("sender", "metrics", "--listen", address)
+    assert done.returncode == 2
+    assert done.stderr == f"mpproducer: --listen {address}: Address already in use\n"
+
+
 def test_the_collector_registers_without_asking_and_collects_from_all(
     producer: Producer, broker: Broker, runtime_dir: Path
 ) -> None:
@@ -255,6 +265,7 @@ def test_top_on_a_terminal_shows_brokers_and_topics(producer: Producer) -> None:
 
 
 def test_top_refuses_an_interval_that_is_none(runtime_dir: Path) -> None:
-    done = mpproducer("top", "--interval", "0")
-    assert done.returncode == 2
-    assert "--interval 0.0" in done.stderr
+    for wrong in ("0.0", "nan", "inf"):
+        done = mpproducer("top", "--interval", wrong)
+        assert done.returncode == 2
+        assert f"--interval {wrong}" in done.stderr

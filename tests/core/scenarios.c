@@ -487,11 +487,21 @@ static void a_timeout_that_races_the_grant_keeps_nothing(void) {
     check_all_free(4);
 }
 
+static void bits_of_slots_that_are_not_there_are_nobodys(void) {
+    struct mp_place place;
+    open_pool(4, 100000);
+    atomic_fetch_or(&sender.region.free[0], ~UINT64_C(0) << 4); /* by a broken worker */
+    CHECK(mp_free_slots(&sender) == 4);
+    CHECK(put(0, 0, 60000, &place) == MP_DONE && mp_free_slots(&sender) == 0);
+    CHECK(put(1, 1, 100, &place) == MP_NO_MEMORY);
+}
+
 static const struct {
     const char *name;
     void (*run)(void);
 } scenarios[] = {
 #define SCENARIO(name) {#name, name}
+    SCENARIO(bits_of_slots_that_are_not_there_are_nobodys),
     SCENARIO(compression_begun_after_the_batch_was_released),
     SCENARIO(who_fills_a_batch_compresses_it_before_anybody_is_told),
     SCENARIO(a_batch_is_kept_while_its_worker_compresses_it),

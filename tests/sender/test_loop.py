@@ -7,6 +7,7 @@ import random
 import select
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,10 +16,11 @@ import pytest
 
 from mpproducer._core import native
 from mpproducer.config import Config
+from mpproducer.errors import ClosedError
 from mpproducer.reason import Reason
 from mpproducer.sender import actions as a
 from mpproducer.sender import workers as workers_module
-from mpproducer.sender.batch import ProducerBatch
+from mpproducer.sender.batch import NEVER_NS, ProducerBatch
 from mpproducer.sender.loop import SAMPLE_NS, Loop, dispatch
 from mpproducer.sender.partition import Partition
 from mpproducer.sender.workers import Worker
@@ -45,15 +47,27 @@ class Spy:
 
 
 @pytest.fixture
-def loop() -> Iterator[Loop]:
-    config = Config.from_user(
+def config() -> Config:
+    return Config.from_user(
         None,
         {"bootstrap_servers": "x:1", "buffer_memory": 2 << 20, "batch_size": 16384}
         | {"max_partitions": 4, "max_topics": 2},
     )
+
+
+@pytest.fixture
+def fds(config: Config) -> Iterator[list[int]]:
+    """Of the two segments, and the eventfd that wakes."""
     sizes = native.segment_sizes(config.slots, config.max_partitions, config.max_topics)
-    fds = [segment.create_memfd("test", size) for size in sizes]
-    fds.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+    made = [segment.create_memfd("test", size) for size in sizes]
+    made.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+    yield made
+    for fd in made:
+        os.close(fd)
+
+
+@pytest.fixture
+def loop(config: Config, fds: list[int]) -> Iterator[Loop]:
     pool = native.Pool(
         fds[0],
         fds[1],
@@ -81,8 +95,6 @@ def loop() -> Iterator[Loop]:
     made.close()
     epoll.close()
     pool.close()
-    for fd in fds:
-        os.close(fd)
 
 
 @pytest.fixture
@@ -318,6 +330,50 @@ def test_S37_an_exception_in_the_machine_leaves_the_loop_and_is_not_swallowed(
     monkeypatch.setattr(loop.machine, "on_event", broken)
     with pytest.raises(AssertionError, match="a bug"):
         loop.report(a.FlushAsked())
+
+
+def test_a_writer_that_begins_to_wait_behind_the_look_at_memory_is_not_slept_over(
+    loop: Loop, spy: Spy, config: Config, fds: list[int]
+) -> None:
+    """Publishing the counters comes between that look and the sleep, and is none itself."""
+    worker, reader = _worker(loop)
+    ctl, memory, wake = map(os.dup, fds)
+    attachment = native.Attachment(
+        ctl, memory, wake, reader, 1, config.slots, config.max_partitions, config.max_topics
+    )
+    producer = native.ProducerBase()
+    producer._attachment = attachment
+    loop.pool.topic_ready(loop.pool.topic_add("t"), 1)
+    while loop.pool.free_slots():
+        producer.send("t", bytes(10_000), partition=0)
+    loop.turn()
+    assert a.MemoryShort not in map(type, spy.events)
+
+    def wait() -> None:
+        with pytest.raises(ClosedError):
+            producer.send("t", bytes(10_000), partition=0)
+
+    waiter = threading.Thread(target=wait)
+
+    def on_turn(_now_ns: int) -> int:
+        if not waiter.ident:
+            waiter.start()
+            while not attachment.stats()["memory_waits"]:
+                time.sleep(0.001)
+            loop._publish_ns = 0
+        return NEVER_NS
+
+    loop.on_turn = on_turn
+    loop.turn()
+    slept = loop.pool.sleeps
+    loop.turn()
+    assert a.MemoryShort in map(type, spy.events)
+    producer._closed = 1
+    waiter.join(20)
+    assert not waiter.is_alive()
+    attachment.close()
+    worker.close()
+    assert loop.pool.sleeps == slept, "it looked again at once"
 
 
 def test_counters_are_published_by_name(loop: Loop) -> None:
