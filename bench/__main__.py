@@ -3,6 +3,7 @@
 python -m bench                      everything, on a Kafka that is started for it
 python -m bench saturation sink --rounds 3
 python -m bench --bootstrap-servers localhost:9092 fixed-rate
+python -m bench stations --add       the way of a record, beside what was measured before
 python -m bench --quick              a look at everything, in a few minutes
 """
 
@@ -55,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     mode.add_argument("--quick", action="store_true", help="few cases, short runs")
     mode.add_argument("--full", action="store_true", help="every size, codec and count; hours")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the JSON goes")
+    parser.add_argument("--add", action="store_true",
+                        help="keep what --out has of other workloads")  # fmt: skip
     parser.add_argument("--list", action="store_true", help="print the cases and end")
     return parser
 
@@ -105,11 +108,23 @@ def main(argv: list[str] | None = None) -> int:
             print(f"bench: {error}", file=sys.stderr)
             return 1
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(found, indent=1) + "\n")
+    before = json.loads(args.out.read_text()) if args.add and args.out.exists() else None
+    kept = _added(before, found) if before else found
+    args.out.write_text(json.dumps(kept, indent=1) + "\n")
     print(report.text(found))
     print(f"\nall rounds: {args.out}")
     failed = [case for w in found["workloads"].values() for case in w["cases"] if case["failed"]]
     return 1 if failed else 0
+
+
+def _added(before: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """An older run with the workloads of this one in it, each with the day it was measured."""
+    for workload in found["workloads"].values():
+        workload["run"] = {
+            "started": found["started"], "rounds": found["options"]["rounds"],
+            "machine": found["machine"],
+        }  # fmt: skip
+    return {**before, "workloads": before["workloads"] | found["workloads"]}
 
 
 def run(

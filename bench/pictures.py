@@ -147,7 +147,11 @@ def _workload(report: Report, name: str) -> Iterator[str]:
     if not _cases(report, name):
         yield "Not part of the last run."
         return
-    yield "Minimum / median / maximum of the rounds."
+    run = report["workloads"][name].get("run")
+    of = ""
+    if run:
+        of = f" {run['rounds']} round{'s' if run['rounds'] > 1 else ''}, {run['started']}."
+    yield "Minimum / median / maximum of the rounds." + of
     yield ""
     for case in _cases(report, name):
         yield from _table(case)

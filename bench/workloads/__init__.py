@@ -11,12 +11,13 @@ from bench.workloads.fixed_rate import FIXED_RATE
 from bench.workloads.idle import IDLE, WIDE
 from bench.workloads.saturation import SATURATION, SINK
 from bench.workloads.single import SINGLE
+from bench.workloads.stations import STATIONS
 from bench.workloads.throughput import THROUGHPUT
 
 WORKLOADS: Final[dict[str, Workload]] = {
     one.name: one
     for one in (
-        SATURATION, CONTENTION, FIXED_RATE, THROUGHPUT, SINGLE, COLD, IDLE, WIDE, SINK,
+        SATURATION, CONTENTION, FIXED_RATE, THROUGHPUT, SINGLE, COLD, IDLE, WIDE, SINK, STATIONS,
     )
 }  # fmt: skip
 

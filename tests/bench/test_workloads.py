@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench import __main__ as command
+from bench import pictures, report
 from bench.config import Options, Result
 from bench.fleet import RunFailed
+from bench.host import TOPIC, Host, Stopwatch
 from bench.target import Cluster, SinkTarget
-from bench.workloads import WORKLOADS, Case
+from bench.workloads import WORKLOADS, Case, stations
 from bench.workloads.saturation import _records
 from mpproducer.testing import BrokerProcess
 
@@ -140,6 +145,86 @@ def test_wide_trickle_reaches_all_partitions() -> None:
     assert narrow.sink_partitions == 12
 
 
+def test_stations_of_the_worker_have_a_figure_each() -> None:
+    case = cases("stations")[0]
+    found = run(case, None, ("mpproducer", "floor"))
+    assert found["mpproducer"].keys() <= report.FIGURES.keys()
+    assert found["floor"].keys() >= {n for n in found["mpproducer"] if "send" in n or "many" in n}
+    for figures in found.values():
+        assert min(figures.values()) > 0, figures
+
+
+def test_stations_of_the_sender_add_up_to_what_it_costs() -> None:
+    found = run(cases("stations")[1], None, ("mpproducer", "floor"))
+    mine = found["mpproducer"]
+    assert mine.keys() <= report.FIGURES.keys()
+    assert 200 < mine["st_batch_kib"] < 260, "the batches were full"
+    parts = [mine[f"st_{name}_us"] for name in stations.SENDER_STATIONS]
+    assert min(parts) >= 0
+    # Medians do not add up by themselves.
+    assert sum(parts) == pytest.approx(mine["st_sender_us"], rel=0.5)
+    per_batch = mine["st_sender_us"] * 1000 / mine["st_record_ns"]
+    assert 2_000 < per_batch < 2_700, "records of 100 B in a batch of 256 KiB"
+    assert set(found["floor"]) == {"st_freeze_us", "st_sendmsg_us"}
+    assert min(found["floor"].values()) > 0
+
+
+def test_stations_of_a_record_alone_are_the_same_warm_and_cold() -> None:
+    found = run(cases("stations")[2], None, ("warm", "cold"))
+    assert found["warm"].keys() == found["cold"].keys() <= report.FIGURES.keys()
+    for figures in found.values():
+        for name in ("collect", "freeze", "machine", "encode", "sendmsg", "answer", "pipe"):
+            assert figures[f"st_{name}_us"] > 0, name
+
+
+def test_a_host_of_one_process_sends_to_the_sink() -> None:
+    with SinkTarget(12) as sink:
+        with closing(Host(sink.bootstrap, 12, linger_ms=0)) as host:
+            before = sink.counts()
+            futures = [host.producer.send(TOPIC, b"v", partition=n % 12) for n in range(100)]
+            host.watch.spent_ns.clear()
+            host.finish()
+            offsets = [future.result(0).offset for future in futures]
+            spent = dict(host.watch.spent_ns)
+        after = sink.counts()
+    assert before is not None and after is not None
+    assert after["records"] - before["records"] == 100
+    assert after["batches"] - before["batches"] == 12
+    assert len(offsets) == 100
+    assert set(stations.SENDER_STATIONS) <= spent.keys(), "every station was passed"
+
+
+def test_a_station_inside_another_one_is_counted_once() -> None:
+    watch = Stopwatch()
+
+    def spin() -> None:
+        until = time.thread_time_ns() + 20_000_000
+        while time.thread_time_ns() < until:
+            pass
+
+    inner = watch.timed("inner", spin)
+    outer = watch.timed("outer", lambda: [inner() for _ in range(2)])
+    outer()
+    assert watch.spent_ns["inner"] >= 39_000_000
+    assert abs(watch.spent_ns["outer"]) < 10_000_000
+
+
+def test_a_workload_is_added_to_an_older_run(tmp_path: Path) -> None:
+    out = tmp_path / "found.json"
+    older = {"title": "S", "cases": []}
+    out.write_text(json.dumps({"started": "long ago", "workloads": {"saturation": older}}))
+    arguments = ["stations", "--quick", "--rounds", "1", "--add", "--out", str(out)]
+    assert command.main(arguments) == 0
+    found = json.loads(out.read_text())
+    assert found["started"] == "long ago"
+    assert found["workloads"]["saturation"] == older
+    added = found["workloads"]["stations"]
+    assert added["run"]["rounds"] == 1 and added["run"]["started"] != "long ago"
+    text = pictures.filled("<!-- bench:stations -->\n<!-- /bench -->", found)
+    assert f"1 round, {added['run']['started']}." in text
+    assert "| freeze: seal, walk, CRC; 0 copies, read once (us) |" in text
+
+
 def test_a_client_that_fails_has_no_figures_and_stops_nobody() -> None:
     case = cases("saturation")[0]
     dead = Cluster("127.0.0.1:1")
@@ -198,8 +283,6 @@ def test_the_command_refuses_unknown_names_and_lists_its_cases(
 def test_the_command_runs_a_cluster_that_was_named_and_writes_json(
     cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import json
-
     out = tmp_path / "found.json"
     arguments = ["single", "--bootstrap-servers", cluster.bootstrap, "--quick", "--rounds", "2"]
     arguments += ["--records", "2000", "--clients", "mpproducer", "--out", str(out)]
