@@ -35,6 +35,7 @@ from mpproducer.shm.rendezvous import Rendezvous, lock, unlock
 _LOG = logging.getLogger("mpproducer.sender")
 
 FIRST_HELLO_NS: Final = 10_000_000_000
+_DYING_NS: Final = 20_000_000
 _BACKLOG: Final = 1024
 _NAME: Final = "socket.new"
 EXIT_CRASHED: Final = 70
@@ -282,9 +283,12 @@ class Process:
         self._remove_folder()
 
     def _remove_folder(self) -> None:
-        """Who holds start.lock is about to start the next sender here: leave the folder to him."""
+        """Who holds start.lock is about to start the next sender here: leave the folder to him.
+
+        Unless he is dying: a killed worker's socket may close before its lock, hence the patience.
+        """
         with contextlib.suppress(OSError):
-            starting = lock(self._place.start_lock, None)
+            starting = lock(self._place.start_lock, time.monotonic_ns() + _DYING_NS)
             if starting is None:
                 return
             try:

@@ -13,6 +13,7 @@ from mpproducer.testing import Broker
 from mpproducer.testing.log import PartitionLog
 from tests.checker.log import ConfluentLog, KafkaPythonLog
 from tests.checker.scenario import Scenario, Worker
+from tests.conftest import wait_until
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -126,7 +127,7 @@ def test_a_worker_that_fails_or_hangs_fails_the_run_and_is_ended(
     with Scenario(broker, tmp_path, seed) as run:
         failed, hanging = run.worker(fails), run.worker(hangs)
         assert failed.join() == 1
-        assert hanging.moves(1)
+        assert wait_until(lambda: hanging.journal.returns == 1, 20)
         with pytest.raises(AssertionError, match=f"worker {hanging.pid} does not end"):
             run.finish(0.2)
     assert hanging.status == -signal.SIGKILL

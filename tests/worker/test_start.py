@@ -293,8 +293,7 @@ def test_S5_a_stopped_sender_is_an_error_in_time_and_serves_again_afterwards(
 def test_W18_a_sender_whose_first_worker_dies_in_the_handshake_ends(
     broker: Broker, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def hello_and_die(sock: socket.socket, _deadline_ns: int) -> Any:
-        sock.close()
+    def hello_and_die(_sock: socket.socket, _deadline_ns: int) -> Any:
         os.kill(os.getpid(), signal.SIGKILL)
 
     producer = mpproducer.Producer(bootstrap_servers=broker.bootstrap_servers, sender_idle_ms=0)
