@@ -70,12 +70,11 @@ class Memory:
         return memoryview(pool)
 
     def take(self) -> None:
-        """Freeze and give back every batch; its futures fail."""
+        """Freeze and give back every batch; what is to be told is the caller's."""
         for index in self.pool.dirty():
             for _seq, slot, _opened_ns in self.pool.new_batches(index):
                 self.pool.freeze([slot], 0)
                 self.pool.release(slot)
-        self.attachment.fail_pending(0, False, "taken")
 
     def close(self) -> None:
         """Unmap and close."""
