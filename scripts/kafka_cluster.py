@@ -7,6 +7,8 @@ Everything of a cluster lives in one folder, `<root>/<name>/`:
     state.json  appears when the cluster serves
     node-N/     configuration, log and data of a broker
 
+and, beside it, `<name>.end`: why a cluster ended that nobody stopped.
+
 Nobody is left behind: brokers die with the supervisor (see kafka_supervisor.py), and the supervisor
 ends on `stop`, when its starter goes away before the cluster serves, or when the process named by
 --owner-pid ends. `MPPRODUCER_BOOTSTRAP` names a cluster to use instead. Standard library only.
@@ -33,7 +35,7 @@ from typing import Any, NoReturn
 import kafka_jars
 import kafka_node
 import kafka_probe
-from kafka_jars import ClusterError, locked
+from kafka_jars import ClusterError, ending, locked
 
 READY_TIMEOUT_S = 120.0  # the supervisor's own deadline comes first
 STOP_TIMEOUT_S = 20.0
@@ -177,6 +179,7 @@ def _end(supervisor: int, folder: Path) -> None:
 
 def _clear(folder: Path) -> None:
     """Remove a cluster's folder; a dying broker may still be writing in it."""
+    ending(folder).unlink(missing_ok=True)
     for _ in range(50):
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
@@ -229,7 +232,9 @@ def _is_node(node: dict[str, Any]) -> bool:
 def _running_state(name: str) -> State:
     state = status(name)
     if state is None:
-        raise ClusterError(f"no cluster {name!r} is running")
+        ended = ending(cluster_folder(name))
+        why = f": its end was {ended.read_text().strip()}" if ended.exists() else ""
+        raise ClusterError(f"no cluster {name!r} is running{why}")
     return state
 
 

@@ -136,6 +136,11 @@ def _pom() -> str:
     )
 
 
+def ending(folder: Path) -> Path:
+    """Where the supervisor of a cluster's folder writes why it ended, unless it was its owner."""
+    return folder.with_suffix(".end")
+
+
 @contextlib.contextmanager
 def locked(path: Path, timeout_s: float) -> Iterator[None]:
     """Hold an exclusive flock on `path`; raises ClusterError when it stays taken."""

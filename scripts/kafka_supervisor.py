@@ -17,12 +17,13 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
 import kafka_jars
 import kafka_node
-from kafka_jars import ClusterError
+from kafka_jars import ClusterError, ending
 from kafka_node import Node, PortTaken
 
 READY_TIMEOUT_S = 90.0
@@ -125,6 +126,14 @@ def _on_end(number: int, _frame: object) -> NoReturn:
     raise SystemExit(128 + number)
 
 
+def _why() -> str:
+    """What ends this process, for who wonders where the cluster went."""
+    error = sys.exc_info()[1]
+    if not isinstance(error, SystemExit):
+        return traceback.format_exc()
+    return f"{signal.Signals(int(error.code or 0) - 128).name} at {time.strftime('%H:%M:%S')}"
+
+
 def _say(answer: dict[str, Any]) -> None:
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.write(f"{json.dumps(answer)}\n")
@@ -156,6 +165,10 @@ def main() -> None:
             supervisor.stay()
         except ClusterError as error:
             _say({"error": str(error)})
+        except BaseException as error:
+            if not isinstance(error, SystemExit) or error.code:  # 0: its owner has ended
+                ending(folder).write_text(_why())
+            raise
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -286,7 +286,8 @@ def test_fault_N09_responses_that_never_come_are_asked_for_again(net: Net) -> No
         assert wait_until(lambda: fault.hits == 6, 30)
         assert worker.moves(50)
         run.check()
-        assert run.counters()["request-timeout-total"] >= 2
+        # One timeout gives up all requests of a connection.
+        assert run.counters()["request-timeout-total"] >= 1
 
 
 @both

@@ -133,7 +133,13 @@ def test_three_brokers_know_each_other_and_a_dead_one_can_be_revived(clusters: P
     assert "is not running" in kafka("signal", "--name", name, "2", "STOP").stderr
     assert kafka("revive", "--name", name).returncode == 0
     assert kafka_probe.ask("127.0.0.1", nodes[1]["port"]) is not None
+    # A cluster that ended without `stop` says why.
+    os.kill(state(name)["supervisor"], signal.SIGTERM)
+    assert wait_until(lambda: not processes(clusters), 10.0)
+    lost = kafka("signal", "--name", name, "1", "STOP")
+    assert f"no cluster {name!r} is running: its end was SIGTERM at " in lost.stderr
     # Whoever kills the supervisor kills the brokers with it.
+    assert kafka("start", "--name", name, "--brokers", "1").returncode == 0
     os.kill(state(name)["supervisor"], signal.SIGKILL)
     assert wait_until(lambda: not processes(clusters), 10.0)
     assert kafka("status", "--name", name).returncode == 1
