@@ -454,10 +454,11 @@ class Loop:
         _now, counters, *_rest = self.metrics.read()[0]
         return {name: counters[place] for place, name in enumerate(counter_names.NAMES)}
 
-    def abort(self) -> None:
-        """After a crash: tell every worker what is certain about its records."""
-        told = tell_everybody(self.machine, self.store, self.workers, self.pool)
-        _LOG.error("%d batches were failed", told)
+    def tell_the_rest(self, message: str) -> None:
+        """At the end: tell every worker what is certain about its records."""
+        told = tell_everybody(self.machine, self.store, self.workers, self.pool, message)
+        if told:
+            _LOG.warning("%d batches were failed: %s", told, message)
 
     def close(self) -> None:
         """Close sockets and threads; the pool's views are let go of."""

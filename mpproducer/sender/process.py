@@ -27,6 +27,7 @@ from typing import Final
 
 from mpproducer._core import native
 from mpproducer.config import Config
+from mpproducer.sender import abort
 from mpproducer.sender.loop import Loop, dispatch
 from mpproducer.sender.server import Region, Server
 from mpproducer.shm import segment
@@ -152,6 +153,7 @@ class Process:
             if loop is not None:
                 loop.on_turn = self._on_turn
                 _LOG.info("sender ends: %s", loop.run())
+                loop.tell_the_rest(abort.ENDED)
         except Exception:  # noqa: BLE001 - logged, told, and the exit status
             _LOG.exception("sender crashed: a bug; the workers are told what is known")
             code = EXIT_CRASHED
@@ -258,7 +260,7 @@ class Process:
         if loop is None:
             return
         try:
-            loop.abort()
+            loop.tell_the_rest(abort.CRASHED)
         except Exception:  # noqa: BLE001 - the last resort of a crash
             _LOG.exception("telling the workers failed too; their pipes are closed")
 

@@ -1,4 +1,4 @@
-"""The last words of a sender that crashed: the most that is certain about every record."""
+"""The last words of a sender that ends: the most that is certain about every record."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from mpproducer.reason import Reason
 from mpproducer.sender import actions as a
-from mpproducer.sender.abort import tell_everybody
+from mpproducer.sender.abort import CRASHED, tell_everybody
 from mpproducer.sender.partition import Partition
 from mpproducer.sender.store import Store
 from mpproducer.sender.workers import Workers
@@ -46,7 +46,7 @@ class World:
 
     def end(self) -> int:
         """The crash."""
-        return tell_everybody(self.h.machine, cast(Store, self), cast(Workers, self), self)
+        return tell_everybody(self.h.machine, cast(Store, self), cast(Workers, self), self, CRASHED)
 
 
 def test_each_batch_is_told_by_what_may_have_happened_to_it() -> None:

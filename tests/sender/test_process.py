@@ -17,7 +17,7 @@ import pytest
 
 import mpproducer
 from mpproducer.errors import Unknown
-from mpproducer.sender import process
+from mpproducer.sender import loop, process
 from mpproducer.shm.rendezvous import Rendezvous, lock
 from mpproducer.testing import Broker
 from tests.conftest import wait_until
@@ -158,20 +158,30 @@ def test_the_sender_inherits_nothing_of_its_starter(broker: Broker, status_of: S
         child.stdout.close()
 
 
-def test_a_crash_is_told_to_the_workers_and_is_the_exit_status(
+@pytest.fixture
+def in_thread(
     runtime_dir: Path, broker: Broker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The sender runs in a thread here, so that its loop can be broken."""
-    config = mpproducer.Producer(bootstrap_servers=broker.bootstrap_servers, linger_ms=60_000)
-    place = config._place
+) -> Iterator[tuple[Any, list[int]]]:
+    """A producer, and the exit code of its sender, which runs in a thread and so can be broken."""
+    producer = mpproducer.Producer(bootstrap_servers=broker.bootstrap_servers, linger_ms=60_000)
+    place = producer._place
     place.create()
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(signal, "set_wakeup_fd", lambda *_, **__: -1)
-    codes: list[tuple[int, bytes]] = []
-    thread = threading.Thread(target=lambda: codes.append(_serve(place)), daemon=True)
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(_serve(place)[0]), daemon=True)
     thread.start()
     assert wait_until(lambda: os.path.exists(place.socket))
-    future = config.send("t", b"never sent")
+    yield producer, codes
+    thread.join(10)
+    producer.close(timeout=1)
+
+
+def test_a_crash_is_told_to_the_workers_and_is_the_exit_status(
+    in_thread: tuple[Any, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    producer, codes = in_thread
+    future = producer.send("t", b"never sent")
     broken = threading.Event()
 
     from mpproducer.sender import drain
@@ -182,12 +192,28 @@ def test_a_crash_is_told_to_the_workers_and_is_the_exit_status(
 
     monkeypatch.setattr(drain.Drain, "all_due", crash)
     with pytest.raises(mpproducer.KafkaError, match="crashed"):
-        config.flush(timeout=5)
+        producer.flush(timeout=5)
         future.result(timeout=10)
-    thread.join(10)
+    assert wait_until(lambda: codes == [process.EXIT_CRASHED], 10)
     assert broken.is_set()
-    assert [code for code, _ in codes] == [process.EXIT_CRASHED]
-    config.close(timeout=1)
+
+
+def test_a_record_that_comes_as_the_sender_ends_is_not_written_and_says_so(
+    in_thread: tuple[Any, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the machine had said Exit after its last look at shared memory."""
+    producer, codes = in_thread
+    late: list[Any] = []
+    producer.partitions_for("t")  # attaches, and has the topic known
+
+    def turn(self: loop.Loop) -> None:
+        late.append(producer.send("t", b"late"))
+        self.exit_why = "a test ends it"
+
+    monkeypatch.setattr(loop.Loop, "turn", turn)
+    assert wait_until(lambda: codes == [0], 10)
+    with pytest.raises(mpproducer.NotWritten, match="has ended"):
+        late[0].result(timeout=10)
 
 
 def test_an_idle_sender_sleeps(broker: Broker, status_of: Callable[[Any], dict[str, Any]]) -> None:
