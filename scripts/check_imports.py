@@ -36,6 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "visitor": {"_core", "errors", "shm"},
     "prometheus": {"errors", "shm", "visitor"},
     "cli": BASE | {"config", "producer", "prometheus", "shm", "testing", "visitor", "wire"},
+    "__main__": {"cli"},
     "__init__": BASE | {"future", "producer"},
 }
 MACHINE = "mpproducer.sender.machine"

@@ -284,14 +284,16 @@ struct mp_region {
     uint32_t max_topics;
 };
 
-/* Hash over everything both sides must agree on; a worker with another one is refused. */
+/* Hash over everything both sides must agree on; a worker with another one is refused. What it does
+ * not see, the order of the arrays behind the headers and what words mean, is MP_LAYOUT_VERSION. */
 static inline uint64_t mp_layout_hash(void) {
     const uint64_t parts[] = {
         MP_LAYOUT_VERSION, MP_SLOT_BYTES, MP_MAX_OWNERS, MP_COUNTERS, MP_EXTENTS,
         sizeof(struct mp_slot), offsetof(struct mp_slot, batch_id),
         offsetof(struct mp_slot, compress), offsetof(struct mp_slot, base_timestamp),
-        offsetof(struct mp_slot, prev), offsetof(struct mp_slot, next),
-        offsetof(struct mp_slot, tail), offsetof(struct mp_slot, pos),
+        offsetof(struct mp_slot, max_timestamp), offsetof(struct mp_slot, prev),
+        offsetof(struct mp_slot, next), offsetof(struct mp_slot, tail),
+        offsetof(struct mp_slot, pos), offsetof(struct mp_slot, head),
         offsetof(struct mp_slot, opened_us),
         offsetof(struct mp_slot, participants), sizeof(struct mp_waiter),
         offsetof(struct mp_waiter, ticket), offsetof(struct mp_waiter, first),

@@ -102,6 +102,11 @@ static int exec_module(PyObject *module) {
         return -1;
     }
     registered = 1;
+    /* Until configure(): a call of them is a TypeError. */
+    PyObject **const hooks[] = {&mp_make_metadata, &mp_make_error, &mp_make_await, &mp_watch,
+                                &mp_make_batch_future};
+    for (size_t i = 0; i < sizeof hooks / sizeof *hooks; i++)
+        if (!*hooks[i]) *hooks[i] = Py_NewRef(Py_None);
     mp_corrupt_error = PyErr_NewException("mpproducer._core.native.CorruptBatch", NULL, NULL);
     PyObject *hash = PyLong_FromUnsignedLongLong(mp_layout_hash());
     if (!mp_corrupt_error || !hash || PyType_Ready(&TopicRef_Type) < 0 ||

@@ -5,6 +5,8 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -211,3 +213,22 @@ def test_segments_that_are_not_what_was_told_are_refused(
     finally:
         for fd in (ctl, pool, wake, reader, writer):
             os.close(fd)
+
+
+def test_a_core_that_was_not_configured_says_so_and_does_not_crash() -> None:
+    """Its exceptions and results are made by hooks that `mpproducer.producer` sets."""
+    code = (
+        "import asyncio\n"
+        "from mpproducer._core import native\n"
+        "future = native.failed_future('t', ValueError('x'))\n"
+        "async def wait():\n"
+        "    await future\n"
+        "try:\n"
+        "    asyncio.run(wait())\n"
+        "except TypeError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "'NoneType' object is not callable\n")
