@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import re
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ when every record that was read is acknowledged, 1 when some are not (the reason
 stderr), 2 when the command cannot work. The first Ctrl-C ends the input and delivers what was
 read; the second abandons it (130).
 """
+_PATIENCE_S = 3.0
 _ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|[\\nrt0])")
 _ESCAPED = {"\\": "\\", "n": "\n", "r": "\r", "t": "\t", "0": "\0"}
 
@@ -112,7 +116,8 @@ def run(args: argparse.Namespace) -> int:
     tally, stop = Tally(), Stop()
     with Producer(config.to_wire()) as producer:
         # Before a line is read: a cluster out of reach, or a topic that is not there, ends it all.
-        partitions = producer.partitions_for(job.topic)
+        with _patience(config, job.topic, quiet=args.quiet):
+            partitions = producer.partitions_for(job.topic)
         if job.partition is not None and job.partition not in partitions:
             raise KafkaError(
                 f"-p {job.partition}: topic {job.topic!r} has partitions 0 to {len(partitions) - 1}"
@@ -129,6 +134,29 @@ def run(args: argparse.Namespace) -> int:
         print(f"mpproducer: {dispatcher.unreadable}", file=sys.stderr)
         return 2
     return 130 if stop.abandoned else status
+
+
+@contextlib.contextmanager
+def _patience(config: Config, topic: str, *, quiet: bool) -> Iterator[None]:
+    """Say what is waited for, if it takes long; the thread is over when the block is."""
+    over = threading.Event()
+    brokers = ",".join(f"{host}:{port}" for host, port in config.bootstrap_servers)
+
+    def say() -> None:
+        if not over.wait(_PATIENCE_S) and not quiet:
+            print(
+                f"mpproducer: waiting for {brokers} to name the partitions of {topic!r}, at most "
+                f"{config.max_block_ms / 1000:g} s (max_block_ms)",
+                file=sys.stderr,
+            )
+
+    thread = threading.Thread(target=say, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _job(args: argparse.Namespace, config: Config) -> Job:

@@ -235,6 +235,16 @@ def test_a_cluster_out_of_reach_and_a_missing_topic_end_it_before_a_line_is_read
     assert time.monotonic() - started_s < 20  # not once per chunk
 
 
+def test_a_long_wait_for_the_cluster_says_what_it_waits_for(tmp_path: Path) -> None:
+    lines = write(tmp_path, "lines", b"x\n")
+    arguments = ("produce", "-b", "127.0.0.1:1", "-t", "t", "-X", "max.block.ms=4000", lines)
+    done = mpproducer(*arguments)
+    assert done.returncode == 2
+    waiting = "waiting for 127.0.0.1:1 to name the partitions of 't', at most 4 s (max_block_ms)"
+    assert waiting in done.stderr
+    assert waiting not in mpproducer(*arguments, "-q").stderr
+
+
 def test_a_damaged_file_is_an_error_after_what_was_read_is_delivered(
     broker: Broker, tmp_path: Path
 ) -> None:
