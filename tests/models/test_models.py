@@ -22,6 +22,8 @@ HOLDS = [
     ("wake", "-DK=1 -DSTOPS=2"),
     ("grant", "-DK=1 -DCRASHES=0"),
     *(("compress", f"-DORDER={order}") for order in (0, 1, 2)),
+    ("free", ""),
+    ("free", "-DNS=1 -DSTOPS=0 -DCRASHES=2"),
     ("tso", ""),
     ("tso", "-DPSO=1"),
 ]
@@ -35,6 +37,8 @@ LONG = [
     ("grant", "-DANY_SIZE=1 -DK=2 -DK2=1 -DCRASHES=0"),
     *(("compress", f"-DORDER={order} -DK=2 -DCRASHES=2 -DNO=2") for order in (0, 1, 2)),
     *(("compress", f"-DVARIANT={variant}") for variant in (1, 2)),
+    ("free", "-DNW=3 -DNS=1 -DK=1 -DSTOPS=0"),
+    ("free", "-DK=3 -DCRASHES=2"),
     ("tso", "-DMUTANT=5"),  # a plain store of the count: x86 keeps the order of stores
 ]
 # (model, mutant, definitions, what fails)
@@ -58,6 +62,10 @@ FOUND = [
     ("compress", 9, "-DORDER=2", r"batch==0"),
     *(("compress", mutant, "", r"o_live\[using\]") for mutant in (6, 12)),
     ("compress", 13, "", r"told!=batch"),
+    *(("free", mutant, "", r"w<=between") for mutant in (1, 2, 3, 5, 7)),
+    ("free", 4, "-DNS=1 -DSTOPS=0", r"over\+between"),
+    ("free", 6, "-DNW=3 -DNS=1 -DK=1 -DSTOPS=0", r"holder\[i\]==0"),
+    ("free", 8, "", r"over\+between"),
     *(("tso", mutant, "", r"collected&&") for mutant in (1, 2, 3, 4)),
     ("tso", 5, "-DPSO=1", r"memory\[0\]"),
 ]
@@ -79,7 +87,7 @@ def check(folder: Path, model: str, definitions: str, limit_s: float, bitstate_s
         [spin, "-a", *definitions.split(), source], cwd=folder, check=True, timeout=30,
         capture_output=True,
     )  # fmt: skip
-    small = model in ("compress", "tso")  # compiling takes longer than checking
+    small = model in ("compress", "free", "tso")  # compiling takes longer than checking
     flags = ["-O1" if small else "-O2", "-w", "-DSAFETY", "-DMEMLIM=6000"]
     flags += ["-DBITSTATE"] if bitstate_s else []
     subprocess.run(["gcc", *flags, "-o", "pan", "pan.c"], cwd=folder, check=True, timeout=60)
