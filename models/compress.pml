@@ -1,4 +1,4 @@
-/* The compress word of a batch, as in mpproducer/_core: append.c mp_compress_begin, mp_compress_end,
+/* The compress word of a batch, as in mpproducer/_core: compress.c mp_compress_begin, mp_compress_end,
  * mp_compress_abandon; pool.c mp_compressed, mp_take_compression, mp_release, mp_retry_quarantine,
  * mp_reap. The worker that fills a batch takes BUSY, compresses, publishes DONE; the sender takes
  * over from one that is slow, stopped or dead.

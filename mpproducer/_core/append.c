@@ -1,116 +1,20 @@
 #include "append.h"
 
-#include "varint.h"
+#include "encode.h"
+#include "orders.h"
 
 #include <errno.h>
 #include <sched.h>
 #include <unistd.h>
-
-#define RELAXED memory_order_relaxed
-#define ACQUIRE memory_order_acquire
-#define RELEASE memory_order_release
-#define ACQ_REL memory_order_acq_rel
 
 /* A contender that sees one unchanged owned word for this long seals the batch and goes on. */
 #define STEAL_NS 200000
 #define PAUSES 64
 /* A batch whose rest could not take such a small record is full. */
 #define FULL_SLACK 1024u
-/* What a single append does not need must not be where its registers and instructions are. */
-#define SELDOM __attribute__((noinline, cold))
 #define ALWAYS inline __attribute__((always_inline))
 /* A run ends when it has written that much: a few microseconds of ownership, far below STEAL_NS. */
 #define RUN_BYTES (32u * 1024u)
-
-/* Where the next byte of a chain goes. Crossing a slot's end follows `next`. */
-struct cursor {
-    const struct mp_region *region;
-    uint32_t slot;
-    uint32_t used; /* bytes used in that slot, up to MP_SLOT_BYTES */
-};
-
-static void put_bytes(struct cursor *at, const uint8_t *bytes, size_t length) {
-    while (length > 0) {
-        if (at->used == MP_SLOT_BYTES) {
-            at->slot = atomic_load_explicit(&at->region->slot[at->slot].next, RELAXED);
-            at->used = 0;
-        }
-        const size_t room = MP_SLOT_BYTES - at->used;
-        const size_t part = length < room ? length : room;
-        memcpy(mp_payload(at->region, at->slot) + at->used, bytes, part);
-        bytes += part;
-        length -= part;
-        at->used += (uint32_t)part;
-    }
-}
-
-static inline uint8_t *put_field(uint8_t *at, const uint8_t *bytes, int32_t length) {
-    at = put_varint(at, zigzag(length));
-    if (length > 0) {
-        memcpy(at, bytes, (size_t)length);
-        at += length;
-    }
-    return at;
-}
-
-/* Body length of the record: everything after its own length field. */
-static inline uint32_t body_size(const struct mp_record *record, uint64_t delta, uint32_t index) {
-    const uint32_t key = record->key_bytes > 0 ? (uint32_t)record->key_bytes : 0u;
-    const uint32_t value = record->value_bytes > 0 ? (uint32_t)record->value_bytes : 0u;
-    return 1u + varint_size(delta) + varint_size((uint64_t)index << 1) +
-           varint_size(zigzag(record->key_bytes)) + key +
-           varint_size(zigzag(record->value_bytes)) + value +
-           (record->headers ? record->headers_bytes : 1u);
-}
-
-/* Writes the record where a slot has room for its bound, and returns its end. The length comes first
- * and is known last: the size of the length is guessed from `least`, and a wrong guess is one byte
- * short. */
-static inline uint8_t *encode_flat(uint8_t *start, const struct mp_record record, uint32_t least,
-                                   uint64_t delta, uint32_t index) {
-    const uint32_t guess = least < 64 ? 1 : least < 8192 ? 2 : 3;
-    uint8_t *body = start + guess, *at = body;
-    *at++ = 0;
-    at = put_varint(at, delta);
-    at = put_varint(at, (uint64_t)index << 1);
-    at = put_field(at, record.key, record.key_bytes);
-    at = put_field(at, record.value, record.value_bytes);
-    if (record.headers) {
-        memcpy(at, record.headers, record.headers_bytes);
-        at += record.headers_bytes;
-    } else {
-        *at++ = 0;
-    }
-    const uint32_t bytes = (uint32_t)(at - body);
-    if (__builtin_expect((bytes < 64 ? 1u : bytes < 8192 ? 2u : 3u) != guess, 0)) {
-        memmove(body + 1, body, bytes);
-        at++;
-    }
-    put_varint(start, zigzag(bytes));
-    return at;
-}
-
-/* Writes the record where it may cross from slot to slot. */
-SELDOM static void encode(const struct mp_region *region, uint32_t slot, uint32_t used,
-                   const struct mp_record *record, uint64_t delta, uint32_t index, uint32_t body) {
-    static const uint8_t no_headers = 0;
-    uint8_t head[48];
-    struct cursor out = {region, slot, used};
-    uint8_t *at = put_varint(head, zigzag(body));
-    *at++ = 0;
-    at = put_varint(at, delta);
-    at = put_varint(at, (uint64_t)index << 1);
-    at = put_varint(at, zigzag(record->key_bytes));
-    put_bytes(&out, head, (size_t)(at - head));
-    if (record->key_bytes > 0) put_bytes(&out, record->key, (size_t)record->key_bytes);
-    at = put_varint(head, zigzag(record->value_bytes));
-    put_bytes(&out, head, (size_t)(at - head));
-    if (record->value_bytes > 0) put_bytes(&out, record->value, (size_t)record->value_bytes);
-    if (record->headers)
-        put_bytes(&out, record->headers, record->headers_bytes);
-    else
-        put_bytes(&out, &no_headers, 1);
-}
 
 static uint32_t take_slot(struct mp_writer *writer, int extension) {
     struct mp_region *region = &writer->region;
@@ -177,7 +81,7 @@ static uint32_t extend(struct mp_writer *writer, uint32_t head, uint32_t tail, u
     return tail;
 }
 
-static void unextend(struct mp_writer *writer, uint32_t first, uint32_t count) {
+void mp_unextend(struct mp_writer *writer, uint32_t first, uint32_t count) {
     struct mp_region *region = &writer->region;
     for (; count > 0; count--) {
         const uint32_t next = atomic_load_explicit(&region->slot[first].next, RELAXED);
@@ -398,7 +302,7 @@ static ALWAYS enum turn append_open(struct mp_writer *writer, uint32_t partition
                                                  RELAXED)) {
         /* Sealed over us: no record of the run is in the batch, and none ever will be. */
         writer->lost_commits++;
-        if (run.more > 0) unextend(writer, run.first, run.more);
+        if (run.more > 0) mp_unextend(writer, run.first, run.more);
         acknowledge(region, slot);
         return TURN_RETRY;
     }
@@ -484,7 +388,7 @@ SELDOM static enum turn append_new(struct mp_writer *writer, uint32_t partition,
                                                  RELAXED)) {
         /* Taken for stuck and sealed empty: the sender skips it. */
         writer->lost_commits++;
-        if (more > 0) unextend(writer, first, more);
+        if (more > 0) mp_unextend(writer, first, more);
         acknowledge(region, slot);
         return TURN_RETRY;
     }
@@ -551,7 +455,7 @@ enum mp_status mp_append_run(struct mp_writer *writer, uint32_t partition,
 
 void mp_wake_sender(struct mp_writer *writer, uint64_t ready_us) {
     mp_a64 *wake = &writer->region.pool->wake;
-    uint64_t sleep = atomic_load_explicit(wake, memory_order_seq_cst);
+    uint64_t sleep = atomic_load_explicit(wake, SEQ_CST);
     if (sleep == 0 || sleep >> 16 <= ready_us) return;
     /* First the write, then the CAS: a worker stopped between them leaves the others free to wake
      * the sender too. Sleep words never repeat, so a late CAS cannot clear another sleep. */
@@ -560,138 +464,15 @@ void mp_wake_sender(struct mp_writer *writer, uint64_t ready_us) {
     while (write(writer->wake_fd, &one, sizeof one) < 0 && errno == EINTR) {
     }
     MP_STEP(20);
-    atomic_compare_exchange_strong_explicit(wake, &sleep, 0, memory_order_seq_cst, RELAXED);
+    atomic_compare_exchange_strong_explicit(wake, &sleep, 0, SEQ_CST, RELAXED);
 }
 
 void mp_announce(struct mp_writer *writer, uint32_t partition, int sealed) {
     struct mp_region *region = &writer->region;
     atomic_fetch_or_explicit(&region->dirty[partition / 64], UINT64_C(1) << partition % 64,
-                             memory_order_seq_cst);
-    const uint64_t sleep = atomic_load_explicit(&region->pool->wake, memory_order_seq_cst);
+                             SEQ_CST);
+    const uint64_t sleep = atomic_load_explicit(&region->pool->wake, SEQ_CST);
     if (sleep == 0) return;
     const uint64_t now_us = (uint64_t)mp_now_ns() / 1000;
     mp_wake_sender(writer, sealed ? now_us : now_us + region->ctl->linger_us);
-}
-
-void mp_wait_begin(struct mp_writer *writer, uint32_t units) {
-    struct mp_pool *pool = writer->region.pool;
-    struct mp_waiter *waiter = &pool->waiters[writer->owner];
-    mp_drop_stash(writer); /* nobody holds memory while he waits for more */
-    atomic_store_explicit(&waiter->units, units, RELAXED);
-    const uint64_t ticket = atomic_fetch_add_explicit(&pool->ticket, 1, RELAXED);
-    atomic_store_explicit(&waiter->ticket, ticket, RELAXED);
-    MP_STEP(21);
-    atomic_store_explicit(&waiter->state, mp_waiting(ticket), RELEASE);
-    MP_STEP(22);
-    atomic_fetch_or_explicit(&pool->waiting[writer->owner / 64],
-                             UINT64_C(1) << writer->owner % 64, memory_order_seq_cst);
-    mp_wake_sender(writer, 0);
-}
-
-int mp_wait_over(const struct mp_writer *writer) {
-    const struct mp_waiter *waiter = &writer->region.pool->waiters[writer->owner];
-    return atomic_load_explicit(&waiter->state, ACQUIRE) == MP_W_GRANTED ||
-           atomic_load_explicit(&writer->region.ctl->closed, RELAXED);
-}
-
-void mp_wait_slice(struct mp_writer *writer, int64_t timeout_ns) {
-    const struct mp_waiter *waiter = &writer->region.pool->waiters[writer->owner];
-    if (!mp_wait_over(writer))
-        mp_futex_wait(&waiter->state,
-                      mp_waiting(atomic_load_explicit(&waiter->ticket, RELAXED)), timeout_ns);
-}
-
-int mp_wait_end(struct mp_writer *writer) {
-    struct mp_pool *pool = writer->region.pool;
-    struct mp_waiter *waiter = &pool->waiters[writer->owner];
-    uint32_t state = mp_waiting(atomic_load_explicit(&waiter->ticket, RELAXED));
-    int granted = 0;
-    MP_STEP(23);
-    if (!atomic_compare_exchange_strong_explicit(&waiter->state, &state, MP_W_IDLE, ACQ_REL,
-                                                 ACQUIRE) &&
-        state == MP_W_GRANTED) {
-        writer->stash = atomic_load_explicit(&waiter->first, RELAXED);
-        granted = 1;
-        MP_STEP(24);
-        atomic_store_explicit(&waiter->state, MP_W_IDLE, RELEASE);
-    }
-    atomic_fetch_and_explicit(&pool->waiting[writer->owner / 64],
-                              ~(UINT64_C(1) << writer->owner % 64), memory_order_seq_cst);
-    /* What the sender had put by for this wait goes to the next in the queue, or back. */
-    if (!granted) mp_wake_sender(writer, 0);
-    return granted;
-}
-
-int mp_compress_begin(struct mp_writer *writer, struct mp_sealed batch) {
-    /* The generation guards against a slot that was sent, freed and claimed again meanwhile. */
-    struct mp_slot *head = &writer->region.slot[batch.slot];
-    uint64_t none = mp_compress_word(MP_C_NONE, batch.gen);
-    MP_STEP(27);
-    if (!atomic_compare_exchange_strong_explicit(&head->compress, &none,
-                                                 mp_compress_busy(writer->owner, batch.gen),
-                                                 ACQ_REL, RELAXED))
-        return 0;
-    MP_STEP(28);
-    /* Generations come round; ids do not. From here on the sender keeps the batch. */
-    if (atomic_load_explicit(&head->batch_id, RELAXED) == batch.batch_id) return 1;
-    mp_compress_abandon(writer, batch);
-    return 0;
-}
-
-void mp_compress_abandon(struct mp_writer *writer, struct mp_sealed batch) {
-    mp_a64 *word = &writer->region.slot[batch.slot].compress;
-    uint64_t busy = mp_compress_busy(writer->owner, batch.gen);
-    if (atomic_compare_exchange_strong_explicit(word, &busy,
-                                                mp_compress_word(MP_C_NONE, batch.gen), ACQ_REL,
-                                                RELAXED))
-        return;
-    /* Recalled: from here on this process reads the batch no more. */
-    uint64_t recalled = mp_compress_recalled(writer->owner, batch.gen);
-    atomic_compare_exchange_strong_explicit(word, &recalled,
-                                            mp_compress_word(MP_C_RETURNED, batch.gen), RELEASE,
-                                            RELAXED);
-}
-
-int mp_compress_end(struct mp_writer *writer, struct mp_sealed batch, const uint8_t *output,
-                    uint32_t bytes) {
-    struct mp_region *region = &writer->region;
-    struct mp_slot *head = &region->slot[batch.slot];
-    const uint64_t id = atomic_load_explicit(&head->batch_id, RELAXED);
-    const uint32_t count = mp_slots_for(bytes);
-    uint32_t first = MP_NONE, tail = MP_NONE;
-    for (uint32_t i = 0; i < count; i++) {
-        /* Writers that wait for memory go first: the sender can compress as well. */
-        const uint32_t next =
-            mp_anyone_waits(region) ? MP_NONE : mp_claim(region, writer->owner, 1);
-        if (next == MP_NONE) {
-            unextend(writer, first, i);
-            mp_compress_abandon(writer, batch);
-            return 0;
-        }
-        struct mp_slot *header = &region->slot[next];
-        atomic_store_explicit(&header->batch_id, id, RELAXED);
-        atomic_store_explicit(&header->pos, MP_POS_COMPRESSED | i, RELAXED);
-        atomic_store_explicit(&header->head, batch.slot, RELEASE);
-        MP_STEP(25);
-        const size_t at = (size_t)i * MP_SLOT_BYTES;
-        const size_t part = bytes - at < MP_SLOT_BYTES ? bytes - at : MP_SLOT_BYTES;
-        memcpy(mp_payload(region, next), output + at, part);
-        if (i == 0)
-            first = next;
-        else
-            atomic_store_explicit(&region->slot[tail].next, next, RELAXED);
-        tail = next;
-    }
-    uint64_t busy = mp_compress_busy(writer->owner, batch.gen);
-    MP_STEP(26);
-    if (atomic_compare_exchange_strong_explicit(
-            &head->compress, &busy,
-            mp_compress_word(MP_C_DONE, (uint64_t)first << MP_COMPRESS_FIRST_SHIFT | bytes),
-            ACQ_REL, RELAXED)) {
-        mp_announce(writer, (uint32_t)(id >> MP_SEQ_BITS), 1);
-        return 1;
-    }
-    unextend(writer, first, count);
-    mp_compress_abandon(writer, batch);
-    return 0;
 }

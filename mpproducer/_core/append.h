@@ -92,6 +92,9 @@ static inline int mp_filled_batch(const struct mp_place *place) {
 enum mp_status mp_append(struct mp_writer *writer, uint32_t partition,
                          const struct mp_record *record, int roam, struct mp_place *place);
 
+/* Gives back `count` extensions from `first` on that no committed byte lies in. */
+void mp_unextend(struct mp_writer *writer, uint32_t first, uint32_t count);
+
 /* Gives back what mp_append_run left in the stash, and lets the sender serve the next waiter. */
 void mp_drop_stash(struct mp_writer *writer);
 

@@ -1,13 +1,9 @@
 #include "pool.h"
 
+#include "orders.h"
+
 #include <limits.h>
 #include <stdlib.h>
-
-#define RELAXED memory_order_relaxed
-#define ACQUIRE memory_order_acquire
-#define RELEASE memory_order_release
-#define ACQ_REL memory_order_acq_rel
-#define SEQ_CST memory_order_seq_cst
 
 const char *mp_sender_open(struct mp_sender *sender, int ctl_fd, int pool_fd,
                            const struct mp_geometry *geometry) {

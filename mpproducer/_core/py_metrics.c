@@ -1,7 +1,7 @@
 /* Metrics: counted in by the sender's one thread, a call per batch or request; and read by all. */
 #include "native.h"
+#include "orders.h"
 
-#define RELAXED memory_order_relaxed
 #define NODE_BIAS (INT64_C(1) << 32)
 #define SAMPLE_TRIES 100
 

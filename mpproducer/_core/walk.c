@@ -2,9 +2,7 @@
 #include "pool.h"
 
 #include "crc.h"
-
-#define RELAXED memory_order_relaxed
-#define ACQUIRE memory_order_acquire
+#include "orders.h"
 
 /* Attributes, two deltas, null key, null value, no headers: one byte each. */
 #define MIN_BODY 6

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.core.sources import CORE, PLAIN
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-CORE = ROOT / "mpproducer" / "_core"
 SECONDS = 2
 FLAGS = "-fsanitize=fuzzer-no-link,address,undefined"
 # What a target is linked with: the core alone, or the binding and an interpreter, too.
-ALONE = ("append", "crc", "pool", "region", "walk")
 TARGETS = {"records": False, "pool": False, "segment": False, "frames": True, "columns": True}
 
 pytestmark = [
@@ -58,7 +58,7 @@ def _flags() -> list[str]:
 
 def build(folder: Path, name: str) -> Path:
     """Link one target with the objects in `folder`; skips where Python has no shared library."""
-    objects = [str(folder / f"{part}.o") for part in ALONE]
+    objects = [str(folder / f"{source.stem}.o") for source in PLAIN]
     extra: list[str] = []
     if TARGETS[name]:
         library = Path(str(sysconfig.get_config_var("LIBDIR")))

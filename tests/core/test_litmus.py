@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.core.sources import CORE, PLAIN
+
 HERE = Path(__file__).resolve().parent
-CORE = HERE.parent.parent / "mpproducer" / "_core"
 TESTS = ("announce", "wait", "giveback", "publish")
 SECONDS = 1.0
 TRIES = 12
@@ -26,9 +27,9 @@ MUTANTS = {
     "dirty_bit_is_a_plain_store": (
         "announce", "append.c",
         "atomic_fetch_or_explicit(&region->dirty[partition / 64], UINT64_C(1) << partition % 64,\n"
-        "                             memory_order_seq_cst);",
+        "                             SEQ_CST);",
         "atomic_store_explicit(&region->dirty[partition / 64], UINT64_C(1) << partition % 64,\n"
-        "                             memory_order_relaxed);",
+        "                             RELAXED);",
     ),
     "sleep_word_is_a_plain_store": (
         "announce", "pool.c",
@@ -36,7 +37,7 @@ MUTANTS = {
         "atomic_store_explicit(&region->pool->wake, word, RELAXED);",
     ),
     "waiting_bit_is_a_plain_store": (
-        "wait", "append.c",
+        "wait", "wait.c",
         "atomic_fetch_or_explicit(&pool->waiting[writer->owner / 64],",
         "atomic_store_explicit(&pool->waiting[writer->owner / 64],",
     ),
@@ -49,8 +50,8 @@ MUTANTS = {
 # What goes with a mutant's change: the other half of a move, the order of a store.
 ALSO = {
     "waiting_bit_is_a_plain_store": (
-        "UINT64_C(1) << writer->owner % 64, memory_order_seq_cst);\n    mp_wake_sender(writer, 0);",
-        "UINT64_C(1) << writer->owner % 64, memory_order_relaxed);\n    mp_wake_sender(writer, 0);",
+        "UINT64_C(1) << writer->owner % 64, SEQ_CST);\n    mp_wake_sender(writer, 0);",
+        "UINT64_C(1) << writer->owner % 64, RELAXED);\n    mp_wake_sender(writer, 0);",
     ),
     "payload_is_written_after_its_count": (
         "    MP_STEP(18);\n    writer->opened++;",
@@ -65,8 +66,8 @@ pytestmark = pytest.mark.skipif(
 
 def build(folder: Path, mutant: str | None = None) -> Path:
     files = []
-    for name in ("append.c", "crc.c", "pool.c", "region.c", "walk.c"):
-        text = (CORE / name).read_text()
+    for source in PLAIN:
+        name, text = source.name, source.read_text()
         if mutant is not None and MUTANTS[mutant][1] == name:
             for before, after in [MUTANTS[mutant][2:], *([ALSO[mutant]] if mutant in ALSO else [])]:
                 assert text.count(before) == 1, "the mutant no longer fits the code"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.core.sources import CORE, PLAIN
+
 HERE = Path(__file__).resolve().parent
-CORE = HERE.parent.parent / "mpproducer" / "_core"
-SOURCES = ("append.c", "crc.c", "pool.c", "region.c", "walk.c")
 SECONDS = 3
 
 pytestmark = pytest.mark.skipif(
@@ -19,14 +19,15 @@ pytestmark = pytest.mark.skipif(
     reason="clang is missing: apt-get install clang libclang-rt-14-dev",
 )
 
+RELAXED_LOADS = '#include "orders.h"\n#undef ACQUIRE\n#define ACQUIRE memory_order_relaxed\n'
 # (file, text, replacement), applied in order.
 RELAXED = {
     "T2": [("append.c", "&expected, committed, RELEASE,", "&expected, committed, RELAXED,")],
     "T5": [
         ("pool.c", "atomic_fetch_or_explicit(word, MP_SEAL, ACQ_REL);",
          "atomic_fetch_or_explicit(word, MP_SEAL, RELAXED);"),
-        ("pool.c", "ACQUIRE memory_order_acquire", "ACQUIRE memory_order_relaxed"),
-        ("walk.c", "ACQUIRE memory_order_acquire", "ACQUIRE memory_order_relaxed"),
+        ("pool.c", '#include "orders.h"\n', RELAXED_LOADS),
+        ("walk.c", '#include "orders.h"\n', RELAXED_LOADS),
     ],
     "T6": [("append.c", "~MP_OWNER_MASK, RELEASE)", "~MP_OWNER_MASK, RELAXED)")],
 }  # fmt: skip
@@ -43,8 +44,8 @@ def build(folder: Path, flags: str, main: str, changes: list[tuple[str, str, str
     if have.returncode != 0:
         pytest.skip("clang's sanitizer runtime is missing: apt-get install libclang-rt-14-dev")
     files = []
-    for name in SOURCES:
-        text = (CORE / name).read_text()
+    for source in PLAIN:
+        name, text = source.name, source.read_text()
         for where, before, after in changes:
             if where == name:
                 assert before in text, "the mutant no longer fits the code"

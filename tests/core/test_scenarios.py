@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.core.sources import CORE, PLAIN
+
 ROOT = Path(__file__).resolve().parent.parent.parent
-CORE = ROOT / "mpproducer" / "_core"
 SOURCE = Path(__file__).with_name("scenarios.c")
 NAMES = re.findall(r"SCENARIO\((\w+)\),", SOURCE.read_text())
 
@@ -17,10 +18,7 @@ NAMES = re.findall(r"SCENARIO\((\w+)\),", SOURCE.read_text())
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("scenarios") / "scenarios"
-    sources = [
-        SOURCE,
-        *(CORE / f"{name}.c" for name in ("append", "crc", "pool", "region", "walk")),
-    ]
+    sources = [SOURCE, *PLAIN]
     command = ["gcc", "-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE"]
     command += ["-DMP_TESTPOINTS", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     command += [f"-I{CORE}", *map(str, sources), "-o", str(target)]

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from tests.core.sources import CORE, PLAIN
+
 ROOT = Path(__file__).resolve().parent.parent.parent
-CORE = ROOT / "mpproducer" / "_core"
-SOURCES = ("append.c", "crc.c", "pool.c", "region.c", "walk.c")
 WORKER_STEPS = range(1, 29)
 SENDER_STEPS = range(40, 44)
 TRIES = 60
@@ -48,12 +48,12 @@ MUTANTS = {
     ),
     "lost_commit_counts_as_appended": (
         "append.c",
-        "if (run.more > 0) unextend(writer, run.first, run.more);\n"
+        "if (run.more > 0) mp_unextend(writer, run.first, run.more);\n"
         "        acknowledge(region, slot);\n"
         "        return TURN_RETRY;\n"
         "    }\n"
         "    MP_STEP(14);",
-        "if (run.more > 0) unextend(writer, run.first, run.more);\n"
+        "if (run.more > 0) mp_unextend(writer, run.first, run.more);\n"
         "        acknowledge(region, slot);\n"
         "    }\n"
         "    MP_STEP(14);",
@@ -74,8 +74,8 @@ MUTANTS = {
 def build(folder: Path, *flags: str, mutant: str | None = None) -> Path:
     """Compile the harness, with one line of the core changed if a mutant is named."""
     files = []
-    for name in SOURCES:
-        text = (CORE / name).read_text()
+    for source in PLAIN:
+        name, text = source.name, source.read_text()
         if mutant is not None and MUTANTS[mutant][0] == name:
             before, after = MUTANTS[mutant][1:]
             assert text.count(before) == 1, "the mutant no longer fits the code"

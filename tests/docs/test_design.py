@@ -112,7 +112,7 @@ def test_states_of_shared_words_are_those_of_the_code(name: str, prefix: str) ->
 def test_compression_moves_only_as_the_core_moves_it() -> None:
     """Every CAS of the compress word in the core is a listed step, and every listed step is one."""
     said = {(row[0], to) for row in table("compress") for to in names(row[2])}
-    text = "".join((PACKAGE / "_core" / name).read_text() for name in ("append.c", "pool.c"))
+    text = "".join((PACKAGE / "_core" / name).read_text() for name in ("compress.c", "pool.c"))
     # Both a change and what it starts from are named in the function that makes it.
     made = set()
     for function in re.split(r"^\}$", text, flags=re.MULTILINE):
