@@ -1,5 +1,5 @@
 /* The bits of free slots, as in mpproducer/_core: region.c take, mp_claim, mp_show_free, mp_unclaim;
- * pool.c set_free, mp_reap, mp_grant; wait.c mp_wait_begin; append.c mp_drop_stash.
+ * pool.c set_free, mp_reap, mp_grant; wait.c mp_wait_begin, mp_drop_stash.
  *
  * Workers claim a slot, hold it and give it back, again and again; one that finds nothing waits, and
  * the sender claims for it. A worker may die or be stopped for ever before every shared step.

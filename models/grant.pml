@@ -1,5 +1,5 @@
-/* Writers that wait for memory, as in mpproducer/_core: wait.c mp_wait_begin, mp_wait_end;
- * append.c mp_drop_stash; pool.c first_waiter, mp_grant, mp_sleep_begin, mp_reap. Slots are counted, not
+/* Writers that wait for memory, as in mpproducer/_core: wait.c mp_wait_begin, mp_wait_end,
+ * mp_drop_stash; pool.c first_waiter, mp_grant, mp_sleep_begin, mp_reap. Slots are counted, not
  * named: who owns which is slot.pml's matter. A writer may give up (its deadline), and may die
  * before every shared step.
  *

@@ -1,5 +1,5 @@
 /* The sleep of the sender, as in mpproducer/_core: dirty bits, sleep word, eventfd, capped sleep.
- * append.c mp_announce and mp_wake_sender; pool.c mp_take_dirty and mp_sleep_begin.
+ * wake.c mp_announce and mp_wake_sender; pool.c mp_take_dirty and mp_sleep_begin.
  *
  * Workers commit a record and announce it; each may be stopped for ever (or killed) before every
  * shared step. `timeout` is the cap of the sleep: it comes when nobody can do anything else.

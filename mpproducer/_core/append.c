@@ -3,9 +3,7 @@
 #include "encode.h"
 #include "orders.h"
 
-#include <errno.h>
 #include <sched.h>
-#include <unistd.h>
 
 /* A contender that sees one unchanged owned word for this long seals the batch and goes on. */
 #define STEAL_NS 200000
@@ -16,43 +14,6 @@
 /* A run ends when it has written that much: a few microseconds of ownership, far below STEAL_NS. */
 #define RUN_BYTES (32u * 1024u)
 
-static uint32_t take_slot(struct mp_writer *writer, int extension) {
-    struct mp_region *region = &writer->region;
-    const uint32_t slot = writer->stash;
-    if (slot == MP_NONE) return mp_claim(region, writer->owner, extension);
-    writer->stash = atomic_load_explicit(&region->slot[slot].next, RELAXED);
-    if (!extension) { /* stashed slots are unplaced extensions; only we may touch this word */
-        const uint64_t word = atomic_load_explicit(&region->slot[slot].word, RELAXED);
-        atomic_store_explicit(&region->slot[slot].word,
-                              MP_LIVE | mp_own(writer->owner) | (word & MP_GEN_MASK), RELAXED);
-    }
-    return slot;
-}
-
-static void stash_slot(struct mp_writer *writer, uint32_t slot) {
-    struct mp_slot *header = &writer->region.slot[slot];
-    const uint64_t word = atomic_load_explicit(&header->word, RELAXED);
-    atomic_store_explicit(&header->head, MP_NONE, RELAXED);
-    atomic_store_explicit(&header->word,
-                          MP_LIVE | MP_SEAL | mp_own(writer->owner) | (word & MP_GEN_MASK) |
-                              MP_EXTENSION,
-                          RELAXED);
-    atomic_store_explicit(&header->next, writer->stash, RELAXED);
-    writer->stash = slot;
-}
-
-void mp_drop_stash(struct mp_writer *writer) {
-    if (writer->stash == MP_NONE) return;
-    while (writer->stash != MP_NONE) {
-        const uint32_t slot = writer->stash;
-        writer->stash = atomic_load_explicit(&writer->region.slot[slot].next, RELAXED);
-        mp_unclaim(&writer->region, slot, writer->owner);
-    }
-    /* Free first, then look: together with first_waiter's look and the claim behind it, in the
-     * order of all, either this sees the waiter or the sender sees the slot. */
-    if (mp_anyone_waits(&writer->region)) mp_wake_sender(writer, 0);
-}
-
 /* Claims `count` extensions of the batch behind chain place `pos`, and links them behind `tail`.
  * Returns the new tail, or MP_NONE after giving back whatever it got. */
 static uint32_t extend(struct mp_writer *writer, uint32_t head, uint32_t tail, uint64_t batch_id,
@@ -60,7 +21,7 @@ static uint32_t extend(struct mp_writer *writer, uint32_t head, uint32_t tail, u
     struct mp_region *region = &writer->region;
     *first = MP_NONE;
     for (uint32_t i = 0; i < count; i++) {
-        const uint32_t slot = take_slot(writer, 1);
+        const uint32_t slot = mp_take_slot(writer, 1);
         if (slot == MP_NONE) {
             for (uint32_t undo = *first; i > 0; i--) {
                 const uint32_t next = atomic_load_explicit(&region->slot[undo].next, RELAXED);
@@ -79,15 +40,6 @@ static uint32_t extend(struct mp_writer *writer, uint32_t head, uint32_t tail, u
         tail = slot;
     }
     return tail;
-}
-
-void mp_unextend(struct mp_writer *writer, uint32_t first, uint32_t count) {
-    struct mp_region *region = &writer->region;
-    for (; count > 0; count--) {
-        const uint32_t next = atomic_load_explicit(&region->slot[first].next, RELAXED);
-        mp_unclaim(region, first, writer->owner);
-        first = next;
-    }
 }
 
 /* T6: "I write no more here". */
@@ -337,7 +289,7 @@ SELDOM static enum turn append_new(struct mp_writer *writer, uint32_t partition,
     const uint32_t more = mp_slots_for(total) - 1;
     place->units = more + 1;
     if (writer->stash == MP_NONE && mp_anyone_waits(region)) return TURN_NO_MEMORY;
-    const uint32_t slot = take_slot(writer, 0);
+    const uint32_t slot = mp_take_slot(writer, 0);
     if (slot == MP_NONE) return TURN_NO_MEMORY;
     struct mp_slot *header = &region->slot[slot];
     uint32_t tail = slot, first = MP_NONE;
@@ -369,10 +321,10 @@ SELDOM static enum turn append_new(struct mp_writer *writer, uint32_t partition,
         /* Another worker opened it first: keep the slots for the next turn. */
         for (uint32_t i = 0; i < more; i++) {
             const uint32_t next = atomic_load_explicit(&region->slot[first].next, RELAXED);
-            stash_slot(writer, first);
+            mp_stash_slot(writer, first);
             first = next;
         }
-        stash_slot(writer, slot);
+        mp_stash_slot(writer, slot);
         return TURN_RETRY;
     }
     MP_STEP(16);
@@ -451,28 +403,4 @@ enum mp_status mp_append_run(struct mp_writer *writer, uint32_t partition,
                              const struct mp_record *const *records, uint32_t count, int roam,
                              struct mp_place *place) {
     return append(writer, partition, records, count, roam, place);
-}
-
-void mp_wake_sender(struct mp_writer *writer, uint64_t ready_us) {
-    mp_a64 *wake = &writer->region.pool->wake;
-    uint64_t sleep = atomic_load_explicit(wake, SEQ_CST);
-    if (sleep == 0 || sleep >> 16 <= ready_us) return;
-    /* First the write, then the CAS: a worker stopped between them leaves the others free to wake
-     * the sender too. Sleep words never repeat, so a late CAS cannot clear another sleep. */
-    const uint64_t one = 1;
-    MP_STEP(19);
-    while (write(writer->wake_fd, &one, sizeof one) < 0 && errno == EINTR) {
-    }
-    MP_STEP(20);
-    atomic_compare_exchange_strong_explicit(wake, &sleep, 0, SEQ_CST, RELAXED);
-}
-
-void mp_announce(struct mp_writer *writer, uint32_t partition, int sealed) {
-    struct mp_region *region = &writer->region;
-    atomic_fetch_or_explicit(&region->dirty[partition / 64], UINT64_C(1) << partition % 64,
-                             SEQ_CST);
-    const uint64_t sleep = atomic_load_explicit(&region->pool->wake, SEQ_CST);
-    if (sleep == 0) return;
-    const uint64_t now_us = (uint64_t)mp_now_ns() / 1000;
-    mp_wake_sender(writer, sealed ? now_us : now_us + region->ctl->linger_us);
 }

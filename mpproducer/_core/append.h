@@ -92,6 +92,11 @@ static inline int mp_filled_batch(const struct mp_place *place) {
 enum mp_status mp_append(struct mp_writer *writer, uint32_t partition,
                          const struct mp_record *record, int roam, struct mp_place *place);
 
+/* A slot out of the stash, or claimed; MP_NONE: there is none. */
+uint32_t mp_take_slot(struct mp_writer *writer, int extension);
+/* Keeps a slot that was claimed and is not placed for the next call. */
+void mp_stash_slot(struct mp_writer *writer, uint32_t slot);
+
 /* Gives back `count` extensions from `first` on that no committed byte lies in. */
 void mp_unextend(struct mp_writer *writer, uint32_t first, uint32_t count);
 

@@ -1,7 +1,54 @@
-/* A worker's wait for memory: begin, slices, end. The sender's half is pool.c:mp_grant. */
+/* A worker's memory beside its batches: the stash, the wait for more, and what is given back unused.
+ * The sender's half of the wait is pool.c:mp_grant. */
 #include "append.h"
 
 #include "orders.h"
+
+uint32_t mp_take_slot(struct mp_writer *writer, int extension) {
+    struct mp_region *region = &writer->region;
+    const uint32_t slot = writer->stash;
+    if (slot == MP_NONE) return mp_claim(region, writer->owner, extension);
+    writer->stash = atomic_load_explicit(&region->slot[slot].next, RELAXED);
+    if (!extension) { /* stashed slots are unplaced extensions; only we may touch this word */
+        const uint64_t word = atomic_load_explicit(&region->slot[slot].word, RELAXED);
+        atomic_store_explicit(&region->slot[slot].word,
+                              MP_LIVE | mp_own(writer->owner) | (word & MP_GEN_MASK), RELAXED);
+    }
+    return slot;
+}
+
+void mp_stash_slot(struct mp_writer *writer, uint32_t slot) {
+    struct mp_slot *header = &writer->region.slot[slot];
+    const uint64_t word = atomic_load_explicit(&header->word, RELAXED);
+    atomic_store_explicit(&header->head, MP_NONE, RELAXED);
+    atomic_store_explicit(&header->word,
+                          MP_LIVE | MP_SEAL | mp_own(writer->owner) | (word & MP_GEN_MASK) |
+                              MP_EXTENSION,
+                          RELAXED);
+    atomic_store_explicit(&header->next, writer->stash, RELAXED);
+    writer->stash = slot;
+}
+
+void mp_drop_stash(struct mp_writer *writer) {
+    if (writer->stash == MP_NONE) return;
+    while (writer->stash != MP_NONE) {
+        const uint32_t slot = writer->stash;
+        writer->stash = atomic_load_explicit(&writer->region.slot[slot].next, RELAXED);
+        mp_unclaim(&writer->region, slot, writer->owner);
+    }
+    /* Free first, then look: together with first_waiter's look and the claim behind it, in the
+     * order of all, either this sees the waiter or the sender sees the slot. */
+    if (mp_anyone_waits(&writer->region)) mp_wake_sender(writer, 0);
+}
+
+void mp_unextend(struct mp_writer *writer, uint32_t first, uint32_t count) {
+    struct mp_region *region = &writer->region;
+    for (; count > 0; count--) {
+        const uint32_t next = atomic_load_explicit(&region->slot[first].next, RELAXED);
+        mp_unclaim(region, first, writer->owner);
+        first = next;
+    }
+}
 
 void mp_wait_begin(struct mp_writer *writer, uint32_t units) {
     struct mp_pool *pool = writer->region.pool;

@@ -25,7 +25,7 @@ TRIES = 12
 # (test that loses rounds, file, text, replacement)
 MUTANTS = {
     "dirty_bit_is_a_plain_store": (
-        "announce", "append.c",
+        "announce", "wake.c",
         "atomic_fetch_or_explicit(&region->dirty[partition / 64], UINT64_C(1) << partition % 64,\n"
         "                             SEQ_CST);",
         "atomic_store_explicit(&region->dirty[partition / 64], UINT64_C(1) << partition % 64,\n"
