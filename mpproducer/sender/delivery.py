@@ -256,9 +256,12 @@ class Delivery:
         if batch.partition.leader_epoch > batch.leader_epoch >= 0:
             # A newer leader is known already: waiting for the old one's backoff is pointless.
             wait_ns = 0
-        self._drain.back(batch, wait_ns, now_ns)
         if row.code == error_table.CORRUPT_MESSAGE:
+            # It stays here until the answer, which comes at this time: bytes that have changed
+            # must not be on the wire when their memory is given back.
+            wait_ns = max(wait_ns, 1)
             self._emit(Verify(batch))
+        self._drain.back(batch, wait_ns, now_ns)
 
     # --- split
 

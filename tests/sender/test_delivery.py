@@ -319,6 +319,21 @@ def test_B12_a_wrong_crc_is_retried_while_the_bytes_are_what_was_sent() -> None:
     assert len(h.released) == 1
 
 
+def test_B12_changed_bytes_are_found_before_they_go_again_also_where_no_backoff_is_due() -> None:
+    """A newer leader is known: the batch would go at once, and be given back on the wire."""
+    h = Harness().ready()
+    slot = h.open("t", 0)
+    send = _only_send(h)
+    h.corrupt[slot] = "changed"
+    h.answer(send, 2, leader=(0, 5))
+    h.run_ms(10)
+    ((batch, outcome),) = h.completed
+    assert (outcome.kind, outcome.reason) == (a.Kind.NOT_WRITTEN, Reason.CORRUPT)
+    assert h.released == [batch]
+    assert len(h.of(a.SendProduce)) == 1
+    assert batch.partition.split_pending == 0
+
+
 def test_a_batch_that_cannot_be_read_is_told_to_every_worker() -> None:
     h = Harness().ready()
     h.join(2)
