@@ -328,8 +328,8 @@ def test_a_new_leader_gets_nothing_until_the_old_one_has_answered() -> None:
 
 
 def test_a_batch_is_asked_for_once_where_its_leader_moves_before_it_is_sealed() -> None:
-    """One answer frees the node, which asks for the batch, adds partitions, and names another leader:
-    the new partitions are published, and the leader believed, before the batch is there."""
+    """One answer frees the node, which asks for the batch, and adds partitions, and names another
+    leader: they are published, and the leader is believed, before the batch is there."""
     h = Harness(max_in_flight_requests_per_connection=1).ready({0: 0, 1: 1})
     h.warm("t", 0)
     h.warm("t", 1)
