@@ -7,6 +7,8 @@ from collections import Counter
 from itertools import groupby
 from typing import Any
 
+import pytest
+
 import mpproducer
 from mpproducer.testing import Broker
 from tests.conftest import metric, wait_until
@@ -126,19 +128,23 @@ def test_keys_that_are_to_be_ignored_are_kept_and_decide_nothing(broker: Broker)
     assert {record.key for record in broker.records(TOPIC)} == {b"same"}
 
 
-def test_A2_a_record_larger_than_batch_size_is_sent_in_a_batch_of_its_own(broker: Broker) -> None:
+@pytest.mark.parametrize("codec", ["none", "lz4", "zstd"])
+def test_A2_a_record_larger_than_batch_size_is_sent_in_a_batch_of_its_own(
+    broker: Broker, codec: str
+) -> None:
     broker.create_topic(TOPIC)
     sizes = [10, 40_000, 10, 60_000, 70_000]
     with mpproducer.Producer(
         bootstrap_servers=broker.bootstrap_servers,
         batch_size=BATCH_BYTES,
         linger_ms=50,
+        compression_type=codec,
         sender_idle_ms=0,
     ) as producer:
         futures = [producer.send(TOPIC, bytes(size)) for size in sizes]
         assert [future.result(20).offset for future in futures] == list(range(len(sizes)))
     assert [len(record.value or b"") for record in broker.records(TOPIC, 0)] == sizes
-    assert broker.batch_facts(TOPIC, 0)[0] == len(sizes)
+    assert [batch.codec for batch in broker.batches(TOPIC, 0)] == [codec] * len(sizes)
 
 
 def _one_record(producer: mpproducer.Producer, barrier: Any) -> None:

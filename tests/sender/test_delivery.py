@@ -305,6 +305,19 @@ def test_S24_an_unsupported_message_format_fails_one_batch_only() -> None:
     assert h.outcomes()[-1] == (a.Kind.ACKED, 0)
 
 
+@pytest.mark.parametrize("idempotent", [True, False])
+def test_S24_an_unsupported_version_is_fatal_with_idempotence_only(idempotent: bool) -> None:
+    h = Harness(enable_idempotence=idempotent).ready({0: 0, 1: 1})
+    h.open("t", 0)
+    h.answer(_only_send(h), 35)
+    h.open("t", 1)
+    if not idempotent:
+        h.answer(_only_send(h))
+    told = (a.Kind.NOT_WRITTEN, 35)
+    assert h.outcomes() == [told, told if idempotent else (a.Kind.ACKED, 0)]
+    assert h.produce_requests() == []
+
+
 def test_B12_a_wrong_crc_is_retried_while_the_bytes_are_what_was_sent() -> None:
     h = Harness().ready()
     slot = h.open("t", 0)
