@@ -236,7 +236,12 @@ class Simulation(Driver):
         worker = Worker(self.world, self.memory, self._owners, count, self._choose)
         self.workers.append(worker)
         self.alive[worker.owner] = None
-        self.report(a.WorkerJoined(worker.owner))
+
+        def welcome() -> Any:
+            worker.welcome = True
+            return a.WorkerJoined(worker.owner)
+
+        self.report(welcome)
         worker.start()
 
     def _choose(self) -> int:

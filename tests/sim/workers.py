@@ -278,6 +278,7 @@ class Worker:
         self.left = count
         self.choose = choose
         self.alive = True
+        self.welcome = False  # sends nothing before the sender has it in its table
         self.blocked = False
         self.sent: list[Record] = []
 
@@ -289,7 +290,7 @@ class Worker:
         """Send a few records, then rest."""
         if not self.alive or not self.left:
             return
-        if not self.blocked:
+        if self.welcome and not self.blocked:
             index = self.choose()
             for _ in range(min(self.left, 1 + self.world.rng.randrange(6))):
                 if self.blocked:
