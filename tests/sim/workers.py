@@ -28,6 +28,7 @@ class Record:
     index: int
     size_bytes: int
     appended_ns: int = -1
+    committed_ns: int = -1
     batch: Fill | None = None
     outcome: a.Outcome | None = None
     offset: int = -1
@@ -135,6 +136,7 @@ class Accumulator:
         fill.size_bytes += record.size_bytes
         fill.owners[worker.owner] = None
         record.batch = fill
+        record.committed_ns = self.world.now_ns
         self.used_bytes += record.size_bytes
         self.world.say("RECORD", record.number, "worker", worker.owner, "in", fill.index, fill.seq)
         if not fill.announced:
