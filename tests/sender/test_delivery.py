@@ -487,3 +487,16 @@ def test_a_fatal_error_beside_a_split_ends_the_parts_too() -> None:
     ]
     assert not h.produce_requests()
     assert h.machine.delivery.unreleased == 0
+
+
+def test_S26_without_idempotence_what_may_be_in_the_log_is_split_all_the_same() -> None:
+    """Retries double there as well; a part that fails may be in the log all the same."""
+    h = Harness(enable_idempotence=False).ready()
+    h.open("t", 0)
+    h.close(_only_send(h).conn)
+    h.run_ms(500)
+    h.answer(_only_send(h), 10)
+    first, second = h.produce_requests()
+    h.answer(first)
+    h.answer(second, 87)
+    assert h.outcomes() == [(a.Kind.ACKED, 0), (a.Kind.UNKNOWN, 87)]
