@@ -154,6 +154,29 @@ def _one_record(producer: mpproducer.Producer, barrier: Any) -> None:
     producer.send(TOPIC, b"v", partition=0).result(20)
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_A25_all_processes_share_the_sticky_partition_and_fill_its_batch(broker: Broker) -> None:
+    broker.create_topic(TOPIC, PARTITIONS)
+    fork = multiprocessing.get_context("fork")
+    told: Any = fork.SimpleQueue()
+    with mpproducer.Producer(
+        bootstrap_servers=broker.bootstrap_servers, linger_ms=60_000, sender_idle_ms=0
+    ) as producer:
+        first = producer.send(TOPIC, VALUE)
+
+        def send() -> None:
+            told.put([producer.send(TOPIC, VALUE).partition for _ in range(10)])
+
+        for _ in range(4):
+            process = fork.Process(target=send)
+            process.start()
+            process.join(30)
+            assert process.exitcode == 0
+            assert told.get() == [first.partition] * 10
+        producer.flush()
+        assert [batch.count for batch in broker.batches(TOPIC, first.partition)] == [41]
+
+
 def test_A29_processes_that_open_a_batch_at_once_make_one_batch(broker: Broker) -> None:
     broker.create_topic(TOPIC)
     context = multiprocessing.get_context("fork")

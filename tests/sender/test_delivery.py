@@ -406,7 +406,7 @@ def test_A21_parts_come_before_newer_batches_and_keep_the_deadline() -> None:
     assert order == [(2, 0, 10), (2, 5, 15), (3, 0, 20)]
 
 
-def test_a_split_part_expires_by_the_creation_of_the_original() -> None:
+def test_A21_a_split_part_expires_by_the_creation_of_the_original() -> None:
     h = Harness(**SHORT).ready()
     h.warm("t", 0)
     start_ns = h.now_ns
