@@ -292,15 +292,16 @@ def test_M1_a_topic_that_comes_wakes_every_thread_and_process_that_waits_for_it(
 
             processes = [FORK.Process(target=wait) for _ in range(3)]
             threads = [threading.Thread(target=wait) for _ in range(3)]
-            for one in (*processes, *threads):
+            everybody: list[Any] = [*processes, *threads]
+            for one in everybody:
                 one.start()
             for _ in range(6):
                 assert waiting.acquire(timeout=20)
             asked = broker.requests["Metadata"]
             assert wait_until(lambda: broker.requests["Metadata"] > asked + 1)
-            assert all(one.is_alive() for one in (*processes, *threads))
+            assert all(one.is_alive() for one in everybody)
             broker.create_topic("late")
-            for one in (*processes, *threads):
+            for one in everybody:
                 one.join(20)
                 assert not one.is_alive()
             assert [process.exitcode for process in processes] == [0] * 3

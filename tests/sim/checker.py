@@ -95,7 +95,8 @@ def _from_older_ids(simulation: Simulation, log: SimLog) -> set[int]:
     out after its connection was closed. A newer epoch of the same id makes a broker refuse it;
     where the epochs of an id are used up nothing does, and its records were told Unknown."""
     ids = simulation.brokers.producer_ids
-    newest, found = -1, set()
+    newest = -1
+    found: set[int] = set()
     for _, wire in log.entries:
         place = ids.index(wire.producer_id) if wire.producer_id in ids else -1
         if place < newest:
