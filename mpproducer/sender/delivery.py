@@ -222,7 +222,9 @@ class Delivery:
         if row.step is Step.DUPLICATE:
             self._acked(batch, result, now_ns)
             return
-        if row.step is Step.SPLIT and batch.records > 1 and not batch.unsure:
+        # Its parts could be there twice; without idempotence so could a retry.
+        sure = not batch.unsure or not self._idempotence.enabled
+        if row.step is Step.SPLIT and batch.records > 1 and sure:
             self._split(batch)
             return
         if row.step in (Step.SEQUENCE, Step.UNKNOWN_PRODUCER) and batch.base_sequence >= 0:
@@ -256,9 +258,12 @@ class Delivery:
         if batch.partition.leader_epoch > batch.leader_epoch >= 0:
             # A newer leader is known already: waiting for the old one's backoff is pointless.
             wait_ns = 0
-        self._drain.back(batch, wait_ns, now_ns)
         if row.code == error_table.CORRUPT_MESSAGE:
+            # It stays here until the answer, which comes at this time: bytes that have changed
+            # must not be on the wire when their memory is given back.
+            wait_ns = max(wait_ns, 1)
             self._emit(Verify(batch))
+        self._drain.back(batch, wait_ns, now_ns)
 
     # --- split
 
@@ -318,6 +323,7 @@ class Delivery:
         new.base_timestamp_ms = part.base_timestamp_ms
         new.max_timestamp_ms = part.max_timestamp_ms
         new.participants = batch.participants
+        new.unsure = batch.unsure
         new.body = part.body
         new.due = True
         new.to(SEALED)

@@ -168,7 +168,7 @@ class Drain:
     def _due(self, partition: Partition, batch: ProducerBatch, now_ns: int) -> bool:
         state = batch.state
         if state is OPEN:
-            if batch.backoff_until_ns > now_ns:
+            if batch.seal_asked or batch.backoff_until_ns > now_ns:
                 return False
             if not batch.due:
                 if len(partition.queue) < 2:

@@ -7,6 +7,8 @@ from collections import Counter
 from itertools import groupby
 from typing import Any
 
+import pytest
+
 import mpproducer
 from mpproducer.testing import Broker
 from tests.conftest import metric, wait_until
@@ -126,26 +128,53 @@ def test_keys_that_are_to_be_ignored_are_kept_and_decide_nothing(broker: Broker)
     assert {record.key for record in broker.records(TOPIC)} == {b"same"}
 
 
-def test_A2_a_record_larger_than_batch_size_is_sent_in_a_batch_of_its_own(broker: Broker) -> None:
+@pytest.mark.parametrize("codec", ["none", "lz4", "zstd"])
+def test_A2_a_record_larger_than_batch_size_is_sent_in_a_batch_of_its_own(
+    broker: Broker, codec: str
+) -> None:
     broker.create_topic(TOPIC)
     sizes = [10, 40_000, 10, 60_000, 70_000]
     with mpproducer.Producer(
         bootstrap_servers=broker.bootstrap_servers,
         batch_size=BATCH_BYTES,
         linger_ms=50,
+        compression_type=codec,
         sender_idle_ms=0,
     ) as producer:
         futures = [producer.send(TOPIC, bytes(size)) for size in sizes]
         assert [future.result(20).offset for future in futures] == list(range(len(sizes)))
     assert [len(record.value or b"") for record in broker.records(TOPIC, 0)] == sizes
-    assert broker.batch_facts(TOPIC, 0)[0] == len(sizes)
+    assert [batch.codec for batch in broker.batches(TOPIC, 0)] == [codec] * len(sizes)
 
 
 def _one_record(producer: mpproducer.Producer, barrier: Any) -> None:
     producer.attach(20)
     producer.partitions_for(TOPIC)
     barrier.wait(20)
-    producer.send(TOPIC, b"v", partition=0).result(20)
+    producer.send(TOPIC, b"v", partition=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_A25_all_processes_share_the_sticky_partition_and_fill_its_batch(broker: Broker) -> None:
+    broker.create_topic(TOPIC, PARTITIONS)
+    fork = multiprocessing.get_context("fork")
+    told: Any = fork.SimpleQueue()
+    with mpproducer.Producer(
+        bootstrap_servers=broker.bootstrap_servers, linger_ms=60_000, sender_idle_ms=0
+    ) as producer:
+        first = producer.send(TOPIC, VALUE)
+
+        def send() -> None:
+            told.put([producer.send(TOPIC, VALUE).partition for _ in range(10)])
+
+        for _ in range(4):
+            process = fork.Process(target=send)
+            process.start()
+            process.join(30)
+            assert process.exitcode == 0
+            assert told.get() == [first.partition] * 10
+        producer.flush()
+        assert [batch.count for batch in broker.batches(TOPIC, first.partition)] == [41]
 
 
 def test_A29_processes_that_open_a_batch_at_once_make_one_batch(broker: Broker) -> None:
@@ -154,7 +183,7 @@ def test_A29_processes_that_open_a_batch_at_once_make_one_batch(broker: Broker) 
     for number in range(1, 6):
         barrier = context.Barrier(4)
         with mpproducer.Producer(
-            bootstrap_servers=broker.bootstrap_servers, linger_ms=400, sender_idle_ms=0
+            bootstrap_servers=broker.bootstrap_servers, linger_ms=60_000, sender_idle_ms=0
         ) as producer:
             producer.attach(20)
             processes = [
@@ -165,4 +194,6 @@ def test_A29_processes_that_open_a_batch_at_once_make_one_batch(broker: Broker) 
             for process in processes:
                 process.join(30)
                 assert process.exitcode == 0
+        # The sender delivers what the others had sent, and ends.
+        assert wait_until(lambda: len(broker.records(TOPIC, 0)) == 4 * number)  # noqa: B023
         assert [batch.count for batch in broker.batches(TOPIC, 0)] == [4] * number

@@ -157,7 +157,7 @@ def test_C8_an_interrupt_in_close_leaves_the_process_detached(
         bootstrap_servers=broker.bootstrap_servers, linger_ms=0, sender_idle_ms=0
     )
     producer.send(TOPIC, b"0").result(20)
-    held = broker.on("Produce", times=1).delay(1.5)
+    held = broker.on("Produce", times=1).delay(4.0)
     future = producer.send(TOPIC, b"1")
     assert wait_until(lambda: held.hits == 1)
     timer = threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGUSR1))
@@ -166,7 +166,7 @@ def test_C8_an_interrupt_in_close_leaves_the_process_detached(
         began = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             producer.close()
-    assert time.monotonic() - began < 1.4
+    assert time.monotonic() - began < 3.5
     timer.join(10)
     assert isinstance(future.exception(0), mpproducer.errors.Unknown)
     with pytest.raises(mpproducer.ClosedError):

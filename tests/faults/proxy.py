@@ -51,6 +51,11 @@ class Fault:
         self.kind, self.at = "flip", byte
         return self
 
+    def stall(self, at: float) -> Fault:
+        """This part of it passes, then nothing more, either way; the connection stays."""
+        self.kind, self.at = "stall", at
+        return self
+
     def drop(self) -> Fault:
         """It vanishes, the connection stays."""
         self.kind = "drop"
@@ -355,8 +360,11 @@ class Proxy:
                 changed = bytearray(frame)
                 changed[int(fault.at)] ^= 0x20
                 await self._write(sink, bytes(changed))
-            elif kind in ("reset", "fin"):
+            elif kind in ("reset", "fin", "stall"):
                 await self._write(sink, frame[: int(len(frame) * fault.at)])
+                if kind == "stall":
+                    link.silent = True
+                    continue
                 if kind == "reset":
                     self._reset_link(link)
                 else:

@@ -399,7 +399,8 @@ def test_B16_wrong_correlation_id_and_reply_without_request(
         closed = run.counters()["connection-close-total"]
         under_load(run, lambda: getattr(broker.on("Produce", times=3), kind)())
         run.check()
-        assert run.counters()["connection-close-total"] >= closed + 3
+        # Several of them may have come on one connection, before it was closed for the first.
+        assert run.counters()["connection-close-total"] > closed
 
 
 def test_B17_reply_lacks_a_partition(broker: Broker, scenario: Scenarios) -> None:

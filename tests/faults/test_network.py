@@ -292,7 +292,9 @@ def test_fault_N09_responses_that_never_come_are_asked_for_again(net: Net) -> No
 
 @both
 @pytest.mark.parametrize("byte", [-20, 0, 3, 6], ids=["record", "length", "length+32", "id"])
-def test_fault_N10_a_byte_that_changed_on_the_way_harms_nothing(net: Net, byte: int) -> None:
+def test_fault_N10_B12_B16_a_byte_that_changed_on_the_way_harms_nothing(
+    net: Net, byte: int
+) -> None:
     """In a record the CRC tells it to the broker; in a response the sender sees it."""
     way: Any = "request" if byte < 0 else "response"
     with net(partitions=1) as run:
@@ -304,6 +306,19 @@ def test_fault_N10_a_byte_that_changed_on_the_way_harms_nothing(net: Net, byte: 
         report = run.check()
         assert report.counts["read"] == report.counts["acked"] == 22
         assert run.counters()["record-retry-total"] >= 2
+
+
+@both
+def test_B18_half_a_response_and_then_silence_ends_with_the_request_timeout(net: Net) -> None:
+    with net() as run:
+        run.writer.send(0).result(20)
+        before = run.counters()["request-timeout-total"]
+        for number in range(1, 3):
+            half = run.fault(net.proxy.on("Produce", "response").stall(0.5))
+            assert run.writer.send(0).exception(20) is None
+            assert half.hits == 1
+            assert run.counters()["request-timeout-total"] == before + number
+        run.check()
 
 
 @both

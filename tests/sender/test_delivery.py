@@ -305,6 +305,19 @@ def test_S24_an_unsupported_message_format_fails_one_batch_only() -> None:
     assert h.outcomes()[-1] == (a.Kind.ACKED, 0)
 
 
+@pytest.mark.parametrize("idempotent", [True, False])
+def test_S24_an_unsupported_version_is_fatal_with_idempotence_only(idempotent: bool) -> None:
+    h = Harness(enable_idempotence=idempotent).ready({0: 0, 1: 1})
+    h.open("t", 0)
+    h.answer(_only_send(h), 35)
+    h.open("t", 1)
+    if not idempotent:
+        h.answer(_only_send(h))
+    told = (a.Kind.NOT_WRITTEN, 35)
+    assert h.outcomes() == [told, told if idempotent else (a.Kind.ACKED, 0)]
+    assert h.produce_requests() == []
+
+
 def test_B12_a_wrong_crc_is_retried_while_the_bytes_are_what_was_sent() -> None:
     h = Harness().ready()
     slot = h.open("t", 0)
@@ -317,6 +330,21 @@ def test_B12_a_wrong_crc_is_retried_while_the_bytes_are_what_was_sent() -> None:
     assert (outcome.kind, outcome.reason) == (a.Kind.NOT_WRITTEN, Reason.CORRUPT)
     assert h.machine.counters.batch_corrupt_total == 1
     assert len(h.released) == 1
+
+
+def test_B12_changed_bytes_are_found_before_they_go_again_also_where_no_backoff_is_due() -> None:
+    """A newer leader is known: the batch would go at once, and be given back on the wire."""
+    h = Harness().ready()
+    slot = h.open("t", 0)
+    send = _only_send(h)
+    h.corrupt[slot] = "changed"
+    h.answer(send, 2, leader=(0, 5))
+    h.run_ms(10)
+    ((batch, outcome),) = h.completed
+    assert (outcome.kind, outcome.reason) == (a.Kind.NOT_WRITTEN, Reason.CORRUPT)
+    assert h.released == [batch]
+    assert len(h.of(a.SendProduce)) == 1
+    assert batch.partition.split_pending == 0
 
 
 def test_a_batch_that_cannot_be_read_is_told_to_every_worker() -> None:
@@ -378,7 +406,7 @@ def test_A21_parts_come_before_newer_batches_and_keep_the_deadline() -> None:
     assert order == [(2, 0, 10), (2, 5, 15), (3, 0, 20)]
 
 
-def test_a_split_part_expires_by_the_creation_of_the_original() -> None:
+def test_A21_a_split_part_expires_by_the_creation_of_the_original() -> None:
     h = Harness(**SHORT).ready()
     h.warm("t", 0)
     start_ns = h.now_ns
@@ -459,3 +487,16 @@ def test_a_fatal_error_beside_a_split_ends_the_parts_too() -> None:
     ]
     assert not h.produce_requests()
     assert h.machine.delivery.unreleased == 0
+
+
+def test_S26_without_idempotence_what_may_be_in_the_log_is_split_all_the_same() -> None:
+    """Retries double there as well; a part that fails may be in the log all the same."""
+    h = Harness(enable_idempotence=False).ready()
+    h.open("t", 0)
+    h.close(_only_send(h).conn)
+    h.run_ms(500)
+    h.answer(_only_send(h), 10)
+    first, second = h.produce_requests()
+    h.answer(first)
+    h.answer(second, 87)
+    assert h.outcomes() == [(a.Kind.ACKED, 0), (a.Kind.UNKNOWN, 87)]

@@ -327,6 +327,30 @@ def test_a_new_leader_gets_nothing_until_the_old_one_has_answered() -> None:
     assert h.node_of(third) == 1
 
 
+def test_a_batch_is_asked_for_once_where_its_leader_moves_before_it_is_sealed() -> None:
+    """One answer frees the node, which asks for the batch, and adds partitions, and names another
+    leader: they are published, and the leader is believed, before the batch is there."""
+    h = Harness(max_in_flight_requests_per_connection=1).ready({0: 0, 1: 1})
+    h.warm("t", 0)
+    h.warm("t", 1)
+    h.run_ms(300)
+    h.auto = False
+    h.machine.metadata.request_update()
+    h.tick()
+    (request,) = [
+        one for queue in h.requests.values() for one in queue if isinstance(one, a.Request)
+    ]
+    busy = h.conns[request.conn].node_id
+    other = 1 - busy
+    slot = h.open("t", busy)
+    assert not h.produce_requests()
+    h.leaders["t"] = {busy: (other, 2), other: (other, 1), 2: (other, 1)}
+    h.feed(h.answer_internal(request))
+    assert [batch.slot for batch in h.asked_to_seal()].count(slot) == 1
+    (send,) = h.produce_requests()
+    assert (h.node_of(send), _numbers(send)) == (other, [busy])
+
+
 def test_in_flight_limit_holds_per_connection() -> None:
     h = Harness(max_in_flight_requests_per_connection=3, enable_idempotence=False).ready()
     for _ in range(10):

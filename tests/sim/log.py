@@ -48,6 +48,7 @@ class SimLog(PartitionLog):
         self.again = False  # its topic had been deleted before
         self.lost: set[int] = set()
         self.waiting: list[tuple[int, Done]] = []
+        self._warps: dict[int, _Written] = {}
 
     def knows(self, producer_id: int) -> bool:
         """Whether there is state of this producer id."""
@@ -94,6 +95,10 @@ class SimLog(PartitionLog):
             self._producers.clear()
             for entry in kept:
                 self._remember(cast(RecordBatch, entry.wire), entry.base_offset)
+                warp = self._warps.get(entry.wire.producer_id)
+                if warp is not None and entry.base_offset <= warp.base_offset:
+                    # 2^31 records lie in between: what was before is none of the last five.
+                    self._forget_before(warp, entry.wire.producer_id)
         return len(lost)
 
     def step_down(self, code: int) -> None:
@@ -104,9 +109,14 @@ class SimLog(PartitionLog):
 
     def warp(self, producer_id: int, last_sequence: int) -> None:
         """As if this producer had written up to this sequence."""
+        warp = _Written(last_sequence, last_sequence, self.end_offset - 1, 1)
+        self._warps[producer_id] = warp
+        self._forget_before(warp, producer_id)
+
+    def _forget_before(self, warp: _Written, producer_id: int) -> None:
         batches = self._producers[producer_id].batches
         batches.clear()
-        batches.append(_Written(last_sequence, last_sequence, self.end_offset - 1, 1))
+        batches.append(warp)
 
     def ids(self) -> list[tuple[int, int]]:
         """(offset, record) of everything in the log."""

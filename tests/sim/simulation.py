@@ -80,16 +80,22 @@ class Simulation(Driver):
         checker.check(self)
 
     def _finish(self) -> None:
-        """After healing: every record sent is told its outcome within the delivery timeout."""
+        """After healing: every record is told its outcome within the delivery timeout, and what
+        waits for memory gets it: partitions that are gone for good may fill it again and again."""
         config = self.config
         most_ms = config.delivery_timeout_ms + config.request_timeout_ms + 1_000
-        work_ns = self.plan.records * (3 * self.plan.gap_ns + 100 * MS)
-        # Twice: what waits for memory is appended when what fills it, for a partition that is
-        # gone for good, has expired.
-        bound_ns = self.world.now_ns + 2 * most_ms * MS + work_ns
-        if not self._until(bound_ns, "outcomes", self._all_told):
-            untold = [r for r in self.memory.records if r.batch is not None and r.outcome is None]
-            raise Violation(f"stuck: {len(untold)} records without an outcome: {untold[:3]}")
+        most_ns = most_ms * MS + 3 * self.plan.gap_ns
+        healed_ns = self.world.now_ns
+        told = -1
+        while not self._until(self.world.now_ns + most_ns, "outcomes", self._all_told):
+            records = [r for r in self.memory.records if r.batch is not None]
+            untold = [r for r in records if r.outcome is None]
+            due_ns = self.world.now_ns - most_ns
+            late = [r for r in untold if max(r.committed_ns, healed_ns) < due_ns]
+            before, told = told, len(records) - len(untold)
+            if late or told == before:
+                what = late or untold
+                raise Violation(f"stuck: {len(what)} records without an outcome: {what[:3]}")
 
     def _all_told(self) -> bool:
         busy = any(worker.alive and (worker.left or worker.blocked) for worker in self.workers)
@@ -236,7 +242,12 @@ class Simulation(Driver):
         worker = Worker(self.world, self.memory, self._owners, count, self._choose)
         self.workers.append(worker)
         self.alive[worker.owner] = None
-        self.report(a.WorkerJoined(worker.owner))
+
+        def welcome() -> Any:
+            worker.welcome = True
+            return a.WorkerJoined(worker.owner)
+
+        self.report(welcome)
         worker.start()
 
     def _choose(self) -> int:

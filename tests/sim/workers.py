@@ -28,6 +28,7 @@ class Record:
     index: int
     size_bytes: int
     appended_ns: int = -1
+    committed_ns: int = -1
     batch: Fill | None = None
     outcome: a.Outcome | None = None
     offset: int = -1
@@ -135,6 +136,7 @@ class Accumulator:
         fill.size_bytes += record.size_bytes
         fill.owners[worker.owner] = None
         record.batch = fill
+        record.committed_ns = self.world.now_ns
         self.used_bytes += record.size_bytes
         self.world.say("RECORD", record.number, "worker", worker.owner, "in", fill.index, fill.seq)
         if not fill.announced:
@@ -278,6 +280,7 @@ class Worker:
         self.left = count
         self.choose = choose
         self.alive = True
+        self.welcome = False  # sends nothing before the sender has it in its table
         self.blocked = False
         self.sent: list[Record] = []
 
@@ -289,7 +292,7 @@ class Worker:
         """Send a few records, then rest."""
         if not self.alive or not self.left:
             return
-        if not self.blocked:
+        if self.welcome and not self.blocked:
             index = self.choose()
             for _ in range(min(self.left, 1 + self.world.rng.randrange(6))):
                 if self.blocked:

@@ -131,12 +131,13 @@ def test_an_exception_leaves_a_with_block_within_close_timeout_ms(
     broker: Broker, runtime_dir: Path
 ) -> None:
     broker.create_topic(TOPIC)
-    broker.on("Produce", times=1).delay(1.0)
-    start = time.monotonic()
+    held = broker.on("Produce", times=1).delay(2.5)
     with pytest.raises(ZeroDivisionError), make(broker, close_timeout_ms=100) as producer:
         future = producer.send(TOPIC, b"v")
+        assert wait_until(lambda: held.hits == 1)
+        start = time.monotonic()
         raise ZeroDivisionError
-    assert time.monotonic() - start < 1.0
+    assert time.monotonic() - start < 2.4
     assert isinstance(future.exception(0), mpproducer.Unknown)
     assert wait_until(lambda: not senders(runtime_dir))  # it had delivered all the same
     assert len(broker.records(TOPIC)) == 1
@@ -292,7 +293,7 @@ def test_L5_a_child_that_never_sends_keeps_nothing_of_the_parent_open(
         assert sorted(status_of(producer)["workers"]) == sorted([os.getpid(), parent])
         os.kill(parent, signal.SIGKILL)
         os.waitpid(parent, 0)
-        assert wait_until(lambda: status_of(producer)["workers"] == [os.getpid()], 2)
+        assert wait_until(lambda: status_of(producer)["workers"] == [os.getpid()], 4.5)
         os.kill(grandchild, 0)  # still there
     finally:
         os.kill(grandchild, signal.SIGKILL)

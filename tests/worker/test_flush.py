@@ -145,7 +145,7 @@ def test_B12_close_wakes_a_send_that_waits_for_memory_although_others_use_the_at
         other.send("events", b"0").result(20)
         producer = make(broker, **config)
         producer.attach(10)
-        held = broker.on("Produce", times=10**6).delay(2.5)
+        held = broker.on("Produce", times=10**6).delay(5.0)
         told: dict[str, Any] = {}
 
         def fill(name: str, through: mpproducer.Producer) -> None:
@@ -165,7 +165,7 @@ def test_B12_close_wakes_a_send_that_waits_for_memory_although_others_use_the_at
         waiter.start()
         time.sleep(0.1)
         producer._closed = 1  # the first thing close() does; it then waits for what is in flight
-        assert wait_until(lambda: "closed" in told, 2.0)
+        assert wait_until(lambda: "closed" in told, 4.0)
         assert isinstance(told["closed"], mpproducer.ClosedError)
         assert "other" not in told
         assert held.hits > 0

@@ -159,6 +159,8 @@ def test_L8_the_sender_survives_signals_to_its_starters_group(
     broker: Broker, runtime_dir: Path
 ) -> None:
     body = """
+        for number in (signal.SIGINT, signal.SIGHUP):  # a run in the background ignores them
+            signal.signal(number, signal.SIG_DFL)
         producer = make(sender_idle_ms=3000)
         producer.send("events", b"v").result(30)
         print(sender_of(producer), flush=True)
