@@ -216,6 +216,11 @@ class Delivery:
         """A live batch came back with an error."""
         if row.refresh:
             self._metadata.request_update()
+            if row.code in (
+                error_table.UNKNOWN_TOPIC_OR_PARTITION,
+                error_table.NOT_LEADER_OR_FOLLOWER,
+            ):
+                self._metadata.disowned(batch.partition, batch.leader_epoch)
         leader = result.leader
         if leader is not None:
             self._metadata.hint(batch.partition, *leader)

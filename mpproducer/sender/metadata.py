@@ -272,6 +272,7 @@ class Metadata:
             return
         changed = leader != partition.leader
         newer = epoch > partition.leader_epoch
+        partition.hinted = False
         partition.leader = leader
         if epoch >= 0:
             partition.leader_epoch = epoch
@@ -282,6 +283,15 @@ class Metadata:
         """A Produce response names the leader (KIP-951): only news counts."""
         if leader >= 0 and epoch > partition.leader_epoch:
             self.set_leader(partition, leader, epoch)
+            partition.hinted = True
+
+    def disowned(self, partition: Partition, epoch: int) -> None:
+        """The leader of this epoch says that it is none. If only a response had named it, metadata
+        are believed again whatever their epoch: it may have been of a topic that was deleted and
+        made again meanwhile, whose epochs start over. (Java asks that leader for ever.)"""
+        if partition.hinted and epoch == partition.leader_epoch:
+            partition.hinted = False
+            partition.leader_epoch = -1
 
     def rebootstrapped(self, now_ns: int) -> None:
         """The clock of metadata.recovery.rebootstrap.trigger.ms starts over."""

@@ -29,6 +29,7 @@ class Partition:
     __slots__ = (
         "available",
         "bump_wanted",
+        "hinted",
         "index",
         "last_acked_offset",
         "last_acked_sequence",
@@ -57,6 +58,7 @@ class Partition:
         self.index = index
         self.leader = NO_LEADER
         self.leader_epoch = -1
+        self.hinted = False  # a Produce response named this leader, no metadata yet
         self.available = 1  # as published: 0, or 1 + batches that wait (load.py)
         self.queue: deque[ProducerBatch] = deque()
         self.sequenced: list[ProducerBatch] = []

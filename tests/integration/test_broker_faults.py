@@ -161,7 +161,7 @@ def test_B06_B22_rolling_restart_of_3_with_not_enough_replicas_for_a_topic(
 ) -> None:
     with scenario(partitions=6) as run:
         name = other_topic(run, {"min.insync.replicas": "3"}, 3)
-        strict = run.stream(name)
+        strict = run.stream(name, callbacks=True)  # noted when told: this may take minutes
         workers = run.workers(2)
         for partition in range(3):
             assert strict.send(partition).exception(FEW_S) is None

@@ -369,3 +369,28 @@ def test_S35_a_leader_in_the_response_that_is_no_news_is_ignored(leader: tuple[i
     assert h.produce_requests() == []
     h.run_ms(100)
     assert h.node_of(h.produce_requests()[0]) == 0
+
+
+def test_M7_a_hint_about_a_topic_that_was_deleted_does_not_hide_the_leader_of_the_new_one() -> None:
+    """The response left before the topic was made again, and comes behind its metadata: no answer
+    of the new one ever has the hint's epoch."""
+    h = Harness(retry_backoff_ms=100, retry_backoff_max_ms=100).ready({0: 0, 1: 1})
+    h.warm("t", 1)
+    h.open("t", 0)
+    (send,) = h.produce_requests()
+    h.topic_ids["t"] = b"j" * 16
+    h.leaders["t"] = {0: (0, 0), 1: (1, 0)}
+    h.machine.metadata.request_update()
+    h.run_ms(300)
+    assert h.partition("t", 0).leader_epoch == 0
+    h.answer(send, 6, leader=(1, 3))
+    nodes = []
+    for _ in range(4):  # it may go once more before the metadata are there
+        (again,) = h.produce_requests()
+        nodes.append(h.node_of(again))
+        h.answer(again, 6 if nodes[-1] else 0)
+        if not nodes[-1]:
+            break
+        h.run_ms(300)
+    assert nodes in ([1, 0], [1, 1, 0])
+    assert h.outcomes() == [(a.Kind.ACKED, 0)]

@@ -452,9 +452,14 @@ def test_a_sender_that_was_stopped_by_hand_is_followed_by_another(
     old = status_of(producer)["pid"]
     visitor.ask(producer._place, "stop")
 
-    # Nothing is pending, so only an append can find out.
+    # Nothing is pending, so only an append can find out. One that comes behind the last look of
+    # the sender, before its end, is told that it was not sent.
+    missed = 0
     for _ in range(20):
-        assert producer.send(TOPIC, b"v").exception(20) is None
+        error = producer.send(TOPIC, b"v").exception(20)
+        assert error is None or isinstance(error, mpproducer.NotWritten), error
+        missed += error is not None
         time.sleep(0.01)
     assert status_of(producer)["pid"] != old
-    assert len(broker.records(TOPIC)) == 21
+    assert missed <= 1
+    assert len(broker.records(TOPIC)) == 21 - missed
