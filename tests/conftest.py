@@ -51,6 +51,13 @@ def pytest_configure_node(node: Any) -> None:
 _SEED = pytest.StashKey[int]()
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Tests of a group share what only one process may start and stop."""
+    for item in session.items if getattr(session.config.option, "loadgroup", False) else ():
+        if item.get_closest_marker("xdist_group") and "@" not in item.nodeid:
+            raise pytest.UsageError(f"pytest-xdist does not group with pytest {pytest.__version__}")
+
+
 def pytest_report_header(config: pytest.Config) -> str:
     return f"seed of the tests' data: --seed={config.stash[_SEED]}"
 
