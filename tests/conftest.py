@@ -65,7 +65,8 @@ def pytest_report_header(config: pytest.Config) -> str:
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
     """A number that differs by test and run; `--seed` repeats it."""
-    return request.config.stash[_SEED] ^ zlib.crc32(request.node.nodeid.encode())
+    name = request.node.nodeid.partition("@")[0]  # xdist adds the group
+    return request.config.stash[_SEED] ^ zlib.crc32(name.encode())
 
 
 @pytest.fixture
