@@ -60,6 +60,7 @@ def sent_unread(broker: Broker, run: Scenario, count: int) -> list[Worker]:
     held = run.fault(broker.on("Produce", times=10**6).delay(0.2))
     workers = run.workers(count, unread)
     assert wait_until(lambda: all(worker.journal.note == 1 for worker in workers), 30)
+    assert wait_until(lambda: held.hits > 0)
     held.remove()
     acked += count * RECORDS
     assert wait_until(lambda: metric(run.producer, "record-acked-total") >= acked, 30)

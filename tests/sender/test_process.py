@@ -18,7 +18,7 @@ import pytest
 import mpproducer
 from mpproducer.errors import Unknown
 from mpproducer.sender import loop, process
-from mpproducer.shm.rendezvous import Rendezvous, lock
+from mpproducer.shm.rendezvous import Rendezvous, lock, unlock
 from mpproducer.testing import Broker
 from tests.conftest import wait_until
 
@@ -63,7 +63,7 @@ def test_a_second_sender_of_a_rendezvous_says_that_one_runs_and_leaves(place: Re
     assert held is not None
     assert _serve(place) == (0, b"running\n")
     assert os.path.exists(place.folder)
-    os.close(held)
+    unlock(held)
     place.remove()
 
 
@@ -76,7 +76,7 @@ def test_a_folder_in_which_somebody_starts_the_next_sender_is_left_to_him(
     assert _serve(place)[0] == 0
     assert os.path.exists(place.folder)
     assert not os.path.exists(place.socket)
-    os.close(starting)
+    unlock(starting)
     place.remove()
 
 
