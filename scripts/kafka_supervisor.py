@@ -126,12 +126,13 @@ def _on_end(number: int, _frame: object) -> NoReturn:
     raise SystemExit(128 + number)
 
 
-def _why() -> str:
-    """What ends this process, for who wonders where the cluster went."""
-    error = sys.exc_info()[1]
+def _why(error: BaseException) -> str:
+    """What ends this process, for who wonders where the cluster went; "" for its owner's end."""
     if not isinstance(error, SystemExit):
         return traceback.format_exc()
-    return f"{signal.Signals(int(error.code or 0) - 128).name} at {time.strftime('%H:%M:%S')}"
+    if not error.code:
+        return ""
+    return f"{signal.Signals(int(error.code) - 128).name} at {time.strftime('%H:%M:%S')}"
 
 
 def _say(answer: dict[str, Any]) -> None:
@@ -166,8 +167,8 @@ def main() -> None:
         except ClusterError as error:
             _say({"error": str(error)})
         except BaseException as error:
-            if not isinstance(error, SystemExit) or error.code:  # 0: its owner has ended
-                ending(folder).write_text(_why())
+            if why := _why(error):
+                ending(folder).write_text(why)
             raise
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)

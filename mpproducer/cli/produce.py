@@ -139,24 +139,22 @@ def run(args: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def _patience(config: Config, topic: str, *, quiet: bool) -> Iterator[None]:
     """Say what is waited for, if it takes long; the thread is over when the block is."""
-    over = threading.Event()
+    if quiet:
+        yield
+        return
     brokers = ",".join(f"{host}:{port}" for host, port in config.bootstrap_servers)
-
-    def say() -> None:
-        if not over.wait(_PATIENCE_S) and not quiet:
-            print(
-                f"mpproducer: waiting for {brokers} to name the partitions of {topic!r}, at most "
-                f"{config.max_block_ms / 1000:g} s (max_block_ms)",
-                file=sys.stderr,
-            )
-
-    thread = threading.Thread(target=say, daemon=True)
-    thread.start()
+    text = (
+        f"mpproducer: waiting for {brokers} to name the partitions of {topic!r}, at most "
+        f"{config.max_block_ms / 1000:g} s (max_block_ms)"
+    )
+    timer = threading.Timer(_PATIENCE_S, print, (text,), {"file": sys.stderr})
+    timer.daemon = True
+    timer.start()
     try:
         yield
     finally:
-        over.set()
-        thread.join()
+        timer.cancel()
+        timer.join()
 
 
 def _job(args: argparse.Namespace, config: Config) -> Job:

@@ -101,11 +101,7 @@ class Node:
     async def stop(self) -> None:
         """Stop listening and reset every connection, as after a kill."""
         if self._server is not None:
-            for listener in self._server.sockets:
-                # Also where a child forked meanwhile has it, too: the port is free again.
-                with contextlib.suppress(OSError):
-                    listener.shutdown(socket.SHUT_RDWR)
-            self._server.close()
+            end_listening(self._server)
             self._server = None
         tasks = list(self._tasks)
         for task, writer in self._tasks.items():
@@ -251,6 +247,14 @@ class Node:
     async def _send(writer: asyncio.StreamWriter, data: bytes) -> None:
         writer.write(data)
         await writer.drain()
+
+
+def end_listening(server: asyncio.Server) -> None:
+    """Close the listeners, also where a child forked meanwhile has them, too: the port is free."""
+    for listener in server.sockets:
+        with contextlib.suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+    server.close()
 
 
 def _end(writer: asyncio.StreamWriter) -> None:

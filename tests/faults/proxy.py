@@ -16,6 +16,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeVar
 
+from mpproducer.testing.node import end_listening
 from mpproducer.wire.messages import APIS, PRODUCE
 
 _T = TypeVar("_T")
@@ -215,11 +216,7 @@ class Proxy:
         while self._full:
             self._full.pop().close()
         if self._server is not None:
-            # A forked process may have inherited the listener: it ends for all of them.
-            for sock in self._server.sockets:
-                with contextlib.suppress(OSError):
-                    sock.shutdown(socket.SHUT_RD)
-            self._server.close()
+            end_listening(self._server)
             self._server = None
 
     # --- connections

@@ -208,6 +208,13 @@ def test_fault_N05_latency_is_filled_with_requests(
         assert run.counters()["request-timeout-total"] == 0
 
 
+LARGE: dict[str, Any] = {
+    "partitions": 1, "send_buffer_bytes": 8_192, "linger_ms": 0, "batch_size": 900_000,
+    "buffer_memory": 4_000_000, "max_request_size": 1_000_000,
+}  # fmt: skip
+"""Batches of seconds on a path as slow as those below."""
+
+
 @pytest.fixture
 def narrow(broker: Broker, tmp_path: Path, seed: int) -> Iterator[Net]:
     """Buffers of the path are small: a request is on its way for as long as its bytes are."""
@@ -218,11 +225,7 @@ def narrow(broker: Broker, tmp_path: Path, seed: int) -> Iterator[Net]:
 def test_fault_N06_a_request_that_expires_half_written_ends_its_connection(narrow: Net) -> None:
     """Nothing ever follows half a request, and its memory is not used again before the end."""
     proxy = narrow.proxy
-    with narrow(
-        partitions=1, send_buffer_bytes=8_192, delivery_timeout_ms=1_500, linger_ms=0,
-        request_timeout_ms=1_000, batch_size=900_000, buffer_memory=4_000_000,
-        max_request_size=1_000_000,
-    ) as run:  # fmt: skip
+    with narrow(**LARGE, delivery_timeout_ms=1_500, request_timeout_ms=1_000) as run:
         _one_by_one(run, 3)
         proxy.rate = 64_000
         sent = run.writer.send_many(60, 0, 10_000)
@@ -244,11 +247,7 @@ def test_fault_N06_a_request_that_expires_half_written_ends_its_connection(narro
 def test_fault_N06_a_batch_that_expired_half_written_is_written_as_it_was(narrow: Net) -> None:
     """Told unknown, its memory is still read by the connection; meanwhile all the rest is used."""
     proxy = narrow.proxy
-    with narrow(
-        partitions=1, send_buffer_bytes=8_192, delivery_timeout_ms=2_500, linger_ms=0,
-        request_timeout_ms=2_000, batch_size=900_000, buffer_memory=4_000_000,
-        max_request_size=1_000_000,
-    ) as run:  # fmt: skip
+    with narrow(**LARGE, delivery_timeout_ms=2_500, request_timeout_ms=2_000) as run:
         _one_by_one(run, 3)
         proxy.rate = 64_000
         first = run.writer.send(0, size=600_000)
