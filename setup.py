@@ -1,4 +1,4 @@
-"""The one extension module; everything else about the package is in pyproject.toml."""
+"""The extension modules; everything else about the package is in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -11,24 +11,37 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
-import native_build  # noqa: E402 - found through the line above
+import machine_build  # noqa: E402 - found through the line above
+import native_build  # noqa: E402
+
+NATIVE = "mpproducer._core.native"
 
 
 class BuildNative(build_ext):
-    """Compiles with one plain command: the flags Python itself was built with do not leak in."""
+    """Compiles with plain commands: the flags Python itself was built with do not leak in."""
 
-    def build_extension(self, ext: Extension) -> None:
-        target = Path(self.get_ext_fullpath(ext.name))
-        native_build.compile_native([ROOT / source for source in ext.sources], target)
+    def build_extensions(self) -> None:
+        native_build.compile_native(native_build.sources(ROOT), self._place(NATIVE))
+        if machine_build.wanted():
+            machine_build.compile_machine(ROOT, self._place, native_build.compile_unit)
+
+    def _place(self, name: str) -> Path:
+        return Path(self.get_ext_fullpath(name))
 
 
-setup(
-    ext_modules=[
-        Extension(
-            "mpproducer._core.native",
-            sources=[str(p.relative_to(ROOT)) for p in native_build.sources(ROOT)],
-            depends=[str(p.relative_to(ROOT)) for p in native_build.headers(ROOT)],
-        )
-    ],
-    cmdclass={"build_ext": BuildNative},
-)
+def _relative(paths: list[Path]) -> list[str]:
+    return [str(path.relative_to(ROOT)) for path in paths]
+
+
+def _extensions() -> list[Extension]:
+    core = Extension(
+        NATIVE,
+        sources=_relative(native_build.sources(ROOT)),
+        depends=_relative(native_build.headers(ROOT)),
+    )
+    # Their C is made when they are built: mypyc is there then, and not for a metadata query.
+    machine = _relative(machine_build.sources(ROOT)) if machine_build.wanted() else []
+    return [core, *(Extension(name, sources=machine) for name in machine_build.NAMES if machine)]
+
+
+setup(ext_modules=_extensions(), cmdclass={"build_ext": BuildNative})

@@ -91,6 +91,16 @@ def java(scratch: Path) -> tuple[list[str], str | None]:
     return command, None
 
 
+def machine_missing() -> bool:
+    """Whether the sender of this checkout would not run as one that was installed does: its machine
+    is not compiled, or was before its sources changed."""
+    root = _NATIVE.parent.parent
+    sys.path.insert(0, str(root / "scripts"))
+    import machine_build
+
+    return not machine_build.there(root) or machine_build.stale(root) is not None
+
+
 def missing(name: str, scratch: Path) -> str | None:
     """Why a compiled peer cannot run here, or None."""
     return {"franz-go": franz_go, "librdkafka": librdkafka, "java": java}[name](scratch)[1]

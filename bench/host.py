@@ -137,6 +137,17 @@ class Stopwatch:
         setattr(owner, name, self.timed(station, getattr(owner, name)))
 
 
+class _Standin:
+    """An object with some attributes replaced, where it does not let its own be: compiled."""
+
+    def __init__(self, whom: Any, **replaced: Any) -> None:
+        self._whom = whom
+        vars(self).update(replaced)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._whom, name)
+
+
 class Host(Memory):
     """The same with the loop of a sender, connected to a broker or a sink."""
 
@@ -170,7 +181,8 @@ class Host(Memory):
         watch.watch(loop.store, "collect", "collect")
         watch.watch(loop.store, "seal", "freeze")
         watch.watch(loop.store, "release", "release")
-        watch.watch(loop.machine, "on_event", "machine")
+        timed = watch.timed("machine", loop.machine.on_event)
+        loop.machine = _Standin(loop.machine, on_event=timed)  # type: ignore[assignment]
         watch.watch(loop.produce, "encode", "encode")
         watch.watch(connections, "_read", "answer")
         for connection in connections._by_conn.values():

@@ -1,16 +1,21 @@
-"""Compiles the C core, with the system's compiler or with Zig's from a wheel.
+"""Compiles the C core and the sender's state machine (machine_build.py), with the system's
+compiler or with Zig's from a wheel.
 
 Used three ways: by setup.py, as the PEP 517 build backend (it adds `ziglang` to the build
-requirements where no compiler is found), and as a command that rebuilds the extension in place
-after a change of the C sources: `python scripts/native_build.py`.
+requirements where no compiler is found), and as a command that rebuilds in place what is older
+than its sources: `python scripts/native_build.py`.
 
 Environment: CC (compiler command), CFLAGS and LDFLAGS (added at the end, e.g. for sanitizers),
 MPPRODUCER_WERROR=1 (warnings are errors; the project's own scripts set it, an install from a
-package does not, since a future compiler may warn about something new).
+package does not, since a future compiler may warn about something new), MPPRODUCER_INTERPRETED=1
+(the machine is not compiled, and what was is removed: for debugging, and for a Python that mypyc
+does not know).
 """
 
 from __future__ import annotations
 
+import argparse
+import functools
 import importlib.util
 import os
 import platform
@@ -22,6 +27,8 @@ import sysconfig
 import tempfile
 from pathlib import Path
 from typing import Any
+
+import machine_build
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = [
@@ -90,22 +97,32 @@ def include_folders() -> list[str]:
 
 
 def compile_native(files: list[Path], target: Path) -> None:
-    """Compile `files` into the extension module `target`, replacing it in one step.
-
-    A process that has the old module mapped keeps it: the file is replaced, never written over.
-    """
+    """Compile `files`, the core, into the extension module `target`."""
     if platform.system() != "Linux":
         raise BuildError(
             f"mpproducer needs Linux (memfd, pidfd, futex); this is {platform.system()}"
         )
-    command = compiler()
-    includes = [f"-I{folder}" for folder in include_folders()]
-    target.parent.mkdir(parents=True, exist_ok=True)
     werror = ["-Werror"] if os.environ.get("MPPRODUCER_WERROR") == "1" else []
+    _compile([*FLAGS, *werror], [], files, target)
+
+
+def compile_unit(unit: machine_build.Unit, target: Path) -> None:
+    """Compile an extension module of the machine."""
+    _compile(machine_build.FLAGS, unit.includes, unit.files, target)
+
+
+def _compile(flags: list[str], includes: list[str], files: list[Path], target: Path) -> None:
+    """One command for one extension module, which is replaced in one step.
+
+    A process that has the old module mapped keeps it: the file is replaced, never written over.
+    """
+    command = compiler()
+    folders = [f"-I{folder}" for folder in [*includes, *include_folders()]]
+    target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as folder:
         made = Path(folder, target.name)
         full = [
-            *command, *FLAGS, *werror, *shlex.split(os.environ.get("CFLAGS", "")), *includes,
+            *command, *flags, *shlex.split(os.environ.get("CFLAGS", "")), *folders,
             *map(str, files), "-o", str(made), *shlex.split(os.environ.get("LDFLAGS", "")),
         ]  # fmt: skip
         sys.stdout.write(f"{shlex.join(full)}\n")
@@ -155,9 +172,18 @@ def __getattr__(name: str) -> Any:
 
 
 def main() -> None:
-    """Rebuild the extension in place for the Python that runs this."""
-    suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    compile_native(sources(ROOT), ROOT / "mpproducer" / "_core" / f"native{suffix}")
+    """Rebuild in place for the Python that runs this."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser.add_argument("--machine", action="store_true", help="leave the core as it is")
+    options = parser.parse_args()
+    if not options.machine:
+        suffix = sysconfig.get_config_var("EXT_SUFFIX")
+        compile_native(sources(ROOT), ROOT / "mpproducer" / "_core" / f"native{suffix}")
+    if not machine_build.wanted():
+        machine_build.remove(ROOT)
+    elif machine_build.stale(ROOT) or not machine_build.there(ROOT):
+        place = functools.partial(machine_build.target, ROOT)
+        machine_build.compile_machine(ROOT, place, compile_unit)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import machine_build
 import psutil
 import pytest
 
@@ -34,6 +35,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if (source := machine_build.stale(ROOT)) is not None:
+        raise pytest.UsageError(
+            f"{source.relative_to(ROOT)} is newer than its compiled form: compile it again with "
+            "python scripts/native_build.py (MPPRODUCER_INTERPRETED=1: remove that)"
+        )
     seed = config.getoption("--seed")
     if seed is None:
         # pytest-randomly's seed orders the tests; the same number makes their data.
@@ -59,7 +65,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    return f"seed of the tests' data: --seed={config.stash[_SEED]}"
+    machine = "compiled" if machine_build.there(ROOT) else "interpreted"
+    return f"seed of the tests' data: --seed={config.stash[_SEED]}; the machine is {machine}"
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """The vocabulary between the pure machine and the loop: events in, actions out.
 
 Each class is a value that nobody changes (`frozen` would make them three times as dear to make, and
-several are made per batch). The loop turns what the operating system and shared memory tell it
+several are made per batch; slots they have where they are compiled). The loop turns what the operating system and shared memory tell it
 into events, and carries actions out in the order given: that order is part of the meaning (a
 `Close` stands before the `Release` of the memory its requests could still read).
 
@@ -14,13 +14,10 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from mpproducer.reason import Reason
-from mpproducer.sender.batch import NEVER_NS
-
-if TYPE_CHECKING:
-    from mpproducer.sender.batch import ProducerBatch
+from mpproducer.sender.batch import NEVER_NS, ProducerBatch
 
 
 class Kind(enum.IntEnum):
@@ -31,7 +28,7 @@ class Kind(enum.IntEnum):
     UNKNOWN = 3
 
 
-@dataclass(slots=True)
+@dataclass
 class Outcome:
     """What is told about the records [first, first + count) of a batch; becomes one frame."""
 
@@ -48,7 +45,7 @@ class Outcome:
 # --- events: batches
 
 
-@dataclass(slots=True)
+@dataclass
 class BatchOpened:
     """A batch with at least one record was linked to a partition; `full`: and is sealed, or has a
     newer one behind it."""
@@ -62,14 +59,14 @@ class BatchOpened:
     is now."""
 
 
-@dataclass(slots=True)
+@dataclass
 class BatchFull:
     """A worker sealed the batch in this head slot."""
 
     slot: int
 
 
-@dataclass(slots=True)
+@dataclass
 class BatchSealed:
     """A result of `Seal`: the batch is frozen and every record in it was validated."""
 
@@ -81,14 +78,14 @@ class BatchSealed:
     participants: tuple[int, ...]
 
 
-@dataclass(slots=True)
+@dataclass
 class BatchEmpty:
     """A result of `Seal`: no record yet and its owner is alive; ask again later."""
 
     batch: ProducerBatch
 
 
-@dataclass(slots=True)
+@dataclass
 class BatchCorrupt:
     """The bytes are not what a worker's append leaves (a result of `Seal`), or changed after the
     batch was sealed (an event)."""
@@ -98,7 +95,7 @@ class BatchCorrupt:
     records: int = 0
 
 
-@dataclass(slots=True)
+@dataclass
 class Sealed:
     """Answer to `Seal`: what became of its batches, in order. The last ones have no result, and are
     open, when those before them filled the room."""
@@ -107,7 +104,7 @@ class Sealed:
     results: list[BatchSealed | BatchEmpty | BatchCorrupt]
 
 
-@dataclass(slots=True)
+@dataclass
 class Compressed:
     """Answer to `Compress`; `size_bytes` is the size of the compressed stream."""
 
@@ -115,7 +112,7 @@ class Compressed:
     size_bytes: int
 
 
-@dataclass(slots=True)
+@dataclass
 class Part:
     """One part of a split batch, re-encoded privately by the loop."""
 
@@ -128,7 +125,7 @@ class Part:
     body: Any
 
 
-@dataclass(slots=True)
+@dataclass
 class SplitDone:
     """Answer to `Split`: the parts in order; the shared memory is not needed any more."""
 
@@ -139,7 +136,7 @@ class SplitDone:
 # --- events: workers and topics
 
 
-@dataclass(slots=True)
+@dataclass
 class TopicWanted:
     """A worker needs the partitions of a topic; `topic_index` is its place in the directory."""
 
@@ -147,7 +144,7 @@ class TopicWanted:
     topic_index: int
 
 
-@dataclass(slots=True)
+@dataclass
 class TopicPublished:
     """Answer to `PublishTopic`: the host-wide indices of partitions 0, 1, 2, ..."""
 
@@ -155,38 +152,38 @@ class TopicPublished:
     partition_indices: tuple[int, ...]
 
 
-@dataclass(slots=True)
+@dataclass
 class FlushAsked:
     """Send everything that is here now without waiting for linger."""
 
 
-@dataclass(slots=True)
+@dataclass
 class MemoryShort:
     """A worker is blocked for memory: nothing may linger."""
 
 
-@dataclass(slots=True)
+@dataclass
 class WorkerJoined:
     """A worker process attached."""
 
     owner: int
 
 
-@dataclass(slots=True)
+@dataclass
 class WorkerGone:
     """A worker process said goodbye or died; its batches have been reported before."""
 
     owner: int
 
 
-@dataclass(slots=True)
+@dataclass
 class CloseAsked:
     """Deliver what is here until `deadline_ns`, fail the rest, then exit."""
 
     deadline_ns: int
 
 
-@dataclass(slots=True)
+@dataclass
 class Tick:
     """Time passed."""
 
@@ -194,7 +191,7 @@ class Tick:
 # --- events: network
 
 
-@dataclass(slots=True)
+@dataclass
 class Resolved:
     """Answer to `Resolve`: socket addresses as opaque values, at least one."""
 
@@ -203,7 +200,7 @@ class Resolved:
     addresses: tuple[Any, ...]
 
 
-@dataclass(slots=True)
+@dataclass
 class ResolveFailed:
     """Answer to `Resolve`: the name has no address."""
 
@@ -212,14 +209,14 @@ class ResolveFailed:
     why: str
 
 
-@dataclass(slots=True)
+@dataclass
 class Connected:
     """The stream is up (TCP, and TLS where used)."""
 
     conn: int
 
 
-@dataclass(slots=True)
+@dataclass
 class ConnectFailed:
     """The connection never came up."""
 
@@ -227,7 +224,7 @@ class ConnectFailed:
     why: str
 
 
-@dataclass(slots=True)
+@dataclass
 class Closed:
     """An established connection ended, or the peer broke the protocol."""
 
@@ -235,7 +232,7 @@ class Closed:
     why: str
 
 
-@dataclass(slots=True)
+@dataclass
 class Wrote:
     """The last byte of this request was handed to the socket."""
 
@@ -243,7 +240,7 @@ class Wrote:
     correlation_id: int
 
 
-@dataclass(slots=True)
+@dataclass
 class Response:
     """A decoded response; `message` is the wire class of the request's API and version."""
 
@@ -255,7 +252,7 @@ class Response:
 # --- actions: batches
 
 
-@dataclass(slots=True)
+@dataclass
 class Seal:
     """Freeze and validate these batches, in order, until they fill `room_bytes`, the first in any
     case; answered in the same turn. `node_id` is whose request they are for, if any."""
@@ -265,14 +262,14 @@ class Seal:
     node_id: int | None = None
 
 
-@dataclass(slots=True)
+@dataclass
 class Compress:
     """Compress a sealed batch; answered by `Compressed` later."""
 
     batch: ProducerBatch
 
 
-@dataclass(slots=True)
+@dataclass
 class Verify:
     """The broker found a wrong CRC: compare the bytes with the CRC first sent. Answered by
     `BatchCorrupt` in the same turn when they differ, by nothing when they are unchanged."""
@@ -280,7 +277,7 @@ class Verify:
     batch: ProducerBatch
 
 
-@dataclass(slots=True)
+@dataclass
 class Split:
     """Re-encode the records as batches of at most `limit_bytes` each (single records excepted)
     in private memory; answered by `SplitDone`, or `BatchCorrupt`, in the same turn."""
@@ -289,7 +286,7 @@ class Split:
     limit_bytes: int
 
 
-@dataclass(slots=True)
+@dataclass
 class Complete:
     """Tell the participants. The outcomes cover every record of the batch, in order.
 
@@ -301,7 +298,7 @@ class Complete:
     more: bool = False
 
 
-@dataclass(slots=True)
+@dataclass
 class Release:
     """No request can read the batch any more: give its memory back."""
 
@@ -311,7 +308,7 @@ class Release:
 # --- actions: topics
 
 
-@dataclass(slots=True)
+@dataclass
 class PublishTopic:
     """Make the topic READY with this partition count; answered by `TopicPublished`."""
 
@@ -320,7 +317,7 @@ class PublishTopic:
     partition_count: int
 
 
-@dataclass(slots=True)
+@dataclass
 class PublishTopicError:
     """Tell waiting workers why the topic has no partitions (ignored for a READY topic)."""
 
@@ -329,7 +326,7 @@ class PublishTopicError:
     message: str
 
 
-@dataclass(slots=True)
+@dataclass
 class PartitionAvailable:
     """The load that workers know: 0 takes no record without a key, else 1 + batches that wait."""
 
@@ -340,7 +337,7 @@ class PartitionAvailable:
 # --- actions: network
 
 
-@dataclass(slots=True)
+@dataclass
 class Resolve:
     """Look a host up off the loop."""
 
@@ -349,7 +346,7 @@ class Resolve:
     port: int
 
 
-@dataclass(slots=True)
+@dataclass
 class Connect:
     """Open connection `conn` to one address that `Resolved` gave."""
 
@@ -359,7 +356,7 @@ class Connect:
     address: Any
 
 
-@dataclass(slots=True)
+@dataclass
 class Close:
     """Close the connection at once; nothing more is read from or reported for it."""
 
@@ -367,7 +364,7 @@ class Close:
     why: str
 
 
-@dataclass(slots=True)
+@dataclass
 class Request:
     """Send a request other than Produce; `message` is its wire class."""
 
@@ -378,7 +375,7 @@ class Request:
     message: Any
 
 
-@dataclass(slots=True)
+@dataclass
 class SendProduce:
     """Send one Produce request: at most one batch per partition, each with its sequence set."""
 
@@ -390,7 +387,7 @@ class SendProduce:
     batches: tuple[ProducerBatch, ...] = field(default=())
 
 
-@dataclass(slots=True)
+@dataclass
 class Exit:
     """Everything is delivered or told, and nobody is left."""
 

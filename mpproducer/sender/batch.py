@@ -14,14 +14,18 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from mpproducer.reason import Reason
+from mpproducer.sender.bugs import IllegalTransition
+
 if TYPE_CHECKING:
-    from mpproducer.reason import Reason
     from mpproducer.sender.partition import Partition
 
 NO_SEQUENCE: Final = -1
 SEQ_BITS: Final = 44
 HEADER_BYTES: Final = 61  # record batch v2 header, before the first record
-NEVER_NS: Final = 1 << 62  # later than any deadline, and safe to add durations to
+# Later than any deadline, safe to add durations to, and still an integer of one machine word where
+# this is compiled.
+NEVER_NS: Final = 1 << 61
 
 
 class State(enum.IntEnum):
@@ -48,25 +52,21 @@ class Memory(enum.IntEnum):
     FREE = 3
 
 
-class IllegalTransition(AssertionError):
-    """A batch was asked to make a step that its table does not list: a bug in the sender."""
+OPEN: Final[State] = State.OPEN
+SEALED: Final[State] = State.SEALED
+QUEUED: Final[State] = State.QUEUED
+IN_FLIGHT: Final[State] = State.IN_FLIGHT
+RETRY_WAIT: Final[State] = State.RETRY_WAIT
+ACKED: Final[State] = State.ACKED
+FAILED_NOT_WRITTEN: Final[State] = State.FAILED_NOT_WRITTEN
+FAILED_UNKNOWN: Final[State] = State.FAILED_UNKNOWN
+SPLIT: Final[State] = State.SPLIT
+EMPTY: Final[State] = State.EMPTY
 
-
-OPEN = State.OPEN
-SEALED = State.SEALED
-QUEUED = State.QUEUED
-IN_FLIGHT = State.IN_FLIGHT
-RETRY_WAIT = State.RETRY_WAIT
-ACKED = State.ACKED
-FAILED_NOT_WRITTEN = State.FAILED_NOT_WRITTEN
-FAILED_UNKNOWN = State.FAILED_UNKNOWN
-SPLIT = State.SPLIT
-EMPTY = State.EMPTY
-
-HELD = Memory.HELD
-LENT = Memory.LENT
-RETURNABLE = Memory.RETURNABLE
-FREE = Memory.FREE
+HELD: Final[Memory] = Memory.HELD
+LENT: Final[Memory] = Memory.LENT
+RETURNABLE: Final[Memory] = Memory.RETURNABLE
+FREE: Final[Memory] = Memory.FREE
 
 STATE_NEXT: Final[dict[State, tuple[State, ...]]] = {
     OPEN: (SEALED,),

@@ -11,6 +11,7 @@ from collections import deque
 from typing import Any, Final
 
 from mpproducer.sender.batch import ProducerBatch
+from mpproducer.sender.bugs import NotReady
 
 API_PRODUCE: Final = 0
 API_METADATA: Final = 3
@@ -21,10 +22,6 @@ API_INIT_PRODUCER_ID: Final = 22
 # response on a SASL connection must not be mistaken for one of these.
 MAX_CORRELATION_ID: Final = 2**31 - 1
 MIN_RESERVED_CORRELATION_ID: Final = MAX_CORRELATION_ID - 7
-
-
-class NotReady(AssertionError):
-    """A request was handed to a connection that cannot take it: a bug in the sender."""
 
 
 class Correlation:

@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from mpproducer.sender import requests
 from mpproducer.sender.actions import Action, Close, Connect, Request, Resolve
 from mpproducer.sender.batch import NEVER_NS, ProducerBatch
+from mpproducer.sender.bugs import NotReady
 from mpproducer.sender.inflight import (
     API_PRODUCE,
     API_VERSIONS,
     Correlation,
     InFlight,
     InFlightRequests,
-    NotReady,
 )
 from mpproducer.sender.retry import MS, Backoff, Randomness
 
@@ -56,11 +56,11 @@ class NodeState(enum.IntEnum):
     READY = 4
 
 
-DISCONNECTED = NodeState.DISCONNECTED
-RESOLVING = NodeState.RESOLVING
-CONNECTING = NodeState.CONNECTING
-CHECKING_API_VERSIONS = NodeState.CHECKING_API_VERSIONS
-READY = NodeState.READY
+DISCONNECTED: Final[NodeState] = NodeState.DISCONNECTED
+RESOLVING: Final[NodeState] = NodeState.RESOLVING
+CONNECTING: Final[NodeState] = NodeState.CONNECTING
+CHECKING_API_VERSIONS: Final[NodeState] = NodeState.CHECKING_API_VERSIONS
+READY: Final[NodeState] = NodeState.READY
 
 
 class Node:

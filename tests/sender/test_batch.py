@@ -7,6 +7,7 @@ import itertools
 import pytest
 
 from mpproducer.sender import batch as b
+from mpproducer.sender.bugs import IllegalTransition
 from mpproducer.sender.partition import Partition
 
 
@@ -22,7 +23,7 @@ def test_outcome_steps_are_exactly_the_listed_ones() -> None:
             batch.to(to)
             assert batch.state is to
         else:
-            with pytest.raises(b.IllegalTransition, match=f"{start.name} -> {to.name}"):
+            with pytest.raises(IllegalTransition, match=f"{start.name} -> {to.name}"):
                 batch.to(to)
 
 
@@ -34,7 +35,7 @@ def test_memory_steps_are_exactly_the_listed_ones() -> None:
             batch.memory_to(to)
             assert batch.memory is to
         else:
-            with pytest.raises(b.IllegalTransition, match=f"{start.name} -> {to.name}"):
+            with pytest.raises(IllegalTransition, match=f"{start.name} -> {to.name}"):
                 batch.memory_to(to)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from mpproducer.sender.bugs import NotReady
 from mpproducer.sender.inflight import (
     MAX_CORRELATION_ID,
     MIN_RESERVED_CORRELATION_ID,
     Correlation,
     InFlight,
     InFlightRequests,
-    NotReady,
 )
 
 

@@ -32,6 +32,7 @@ class Spy:
     """Stands in for the machine: keeps what it is told and answers what the test says."""
 
     def __init__(self) -> None:
+        self.machine: Any = None  # whose state is looked at
         self.events: list[Any] = []
         self.mores: list[bool] = []
         self.answers: dict[type, list[Any]] = {}
@@ -44,6 +45,9 @@ class Spy:
 
     def next_deadline_ns(self) -> int | None:
         return self.due_ns
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.machine, name)
 
 
 @pytest.fixture
@@ -100,8 +104,8 @@ def loop(config: Config, fds: list[int]) -> Iterator[Loop]:
 @pytest.fixture
 def spy(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> Spy:
     made = Spy()
-    monkeypatch.setattr(loop.machine, "on_event", made.on_event)
-    monkeypatch.setattr(loop.machine, "next_deadline_ns", made.next_deadline_ns)
+    made.machine = loop.machine
+    monkeypatch.setattr(loop, "machine", made)
     return made
 
 
@@ -222,7 +226,7 @@ def test_X4_a_pipe_that_overflowed_does_not_keep_its_number(
     assert loop.counters.completion_overflow_total == 1
     # The next descriptor gets the number; its backlog must be watched like any other's.
     monkeypatch.undo()
-    monkeypatch.setattr(loop.machine, "on_event", spy.on_event)
+    monkeypatch.setattr(loop, "machine", spy)
     other = os.dup2(reader, number)
     assert loop._backlogged == {}
     os.close(other)
@@ -324,10 +328,13 @@ def test_completions_are_written_before_the_turn_looks_at_memory(
 def test_S37_an_exception_in_the_machine_leaves_the_loop_and_is_not_swallowed(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(_event: Any, _now_ns: int, *, more: bool = False) -> list[Any]:
-        raise AssertionError("a bug")
+    class Broken(Spy):
+        def on_event(self, event: Any, _now_ns: int, *, more: bool = False) -> list[Any]:
+            raise AssertionError("a bug")
 
-    monkeypatch.setattr(loop.machine, "on_event", broken)
+    broken = Broken()
+    broken.machine = loop.machine
+    monkeypatch.setattr(loop, "machine", broken)
     with pytest.raises(AssertionError, match="a bug"):
         loop.report(a.FlushAsked())
 

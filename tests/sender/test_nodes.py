@@ -9,7 +9,8 @@ import pytest
 
 from mpproducer.sender import actions as a
 from mpproducer.sender.actions import Close, Connect, Resolve
-from mpproducer.sender.inflight import API_METADATA, NotReady
+from mpproducer.sender.bugs import NotReady
+from mpproducer.sender.inflight import API_METADATA
 from mpproducer.sender.nodes import (
     CHECKING_API_VERSIONS,
     CONNECTING,

@@ -184,13 +184,11 @@ def test_a_crash_is_told_to_the_workers_and_is_the_exit_status(
     future = producer.send("t", b"never sent")
     broken = threading.Event()
 
-    from mpproducer.sender import drain
-
     def crash(*_: Any) -> None:
         broken.set()
         raise AssertionError("a bug")
 
-    monkeypatch.setattr(drain.Drain, "all_due", crash)
+    monkeypatch.setattr(loop.Loop, "collect", crash)
     with pytest.raises(mpproducer.KafkaError, match="crashed"):
         producer.flush(timeout=5)
         future.result(timeout=10)
