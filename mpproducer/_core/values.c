@@ -7,6 +7,8 @@
 
 /* Longer values go the general way: what that costs is little beside copying them. */
 #define SHORT_VALUE 1024
+/* Not inline: what surrounds the loop would take its registers. */
+#define APART __attribute__((noinline))
 
 /* Where and what the loop writes. Body of a record: `prefix`, then `middle`, then the value's length
  * and bytes, then a count of no headers. */
@@ -70,9 +72,8 @@ static inline void copy_short(uint8_t *to, const uint8_t *from, size_t size) {
 
 /* Writes values as long as they are short and end before the limit; returns how many. What it writes
  * beyond a record's end lies within MP_RECORD_OVERHEAD, which the limit leaves. */
-static __attribute__((noinline)) uint32_t write_flat(struct flat *flat,
-                                                     const struct mp_value *values,
-                                                     uint32_t count) {
+APART static uint32_t write_flat(struct flat *flat, const struct mp_value *values,
+                                 uint32_t count) {
     uint8_t *at = flat->at;
     const uint8_t *const limit = flat->limit;
     const uint64_t prefix = flat->prefix, more = flat->more;
