@@ -2,6 +2,7 @@
 
 #include "encode.h"
 #include "orders.h"
+#include "run.h"
 
 #include <sched.h>
 
@@ -11,8 +12,6 @@
 /* A batch whose rest could not take such a small record is full. */
 #define FULL_SLACK 1024u
 #define ALWAYS inline __attribute__((always_inline))
-/* A run ends when it has written that much: a few microseconds of ownership, far below STEAL_NS. */
-#define RUN_BYTES (32u * 1024u)
 
 /* Claims `count` extensions of the batch behind chain place `pos`, and links them behind `tail`.
  * Returns the new tail, or MP_NONE after giving back whatever it got. */
@@ -93,18 +92,8 @@ SELDOM static void wait_for_owner(struct mp_writer *writer, struct mp_slot *head
 
 enum turn { TURN_DONE, TURN_RETRY, TURN_OPEN, TURN_NO_MEMORY };
 
-/* Records being written behind the committed end of a batch that we own. */
-struct run {
-    uint64_t batch_id;
-    uint32_t slot, index;  /* head of the batch, index of the next record in it */
-    uint32_t end, last;    /* bytes of the batch, and of its last record */
-    uint32_t tail, have;   /* last slot of the chain, and slots in it */
-    uint32_t first, more;  /* those that the run added */
-};
-
-/* A record that may need more slots. Returns its size, or 0: there is no memory. */
-SELDOM static uint32_t write_across(struct mp_writer *writer, struct run *run,
-                             const struct mp_record *record, uint64_t delta) {
+SELDOM uint32_t mp_write_across(struct mp_writer *writer, struct mp_run *run,
+                                const struct mp_record *record, uint64_t delta) {
     struct mp_region *region = &writer->region;
     const uint32_t body = body_size(record, delta, run->index);
     const uint32_t total = varint_size(zigzag(body)) + body;
@@ -130,13 +119,13 @@ SELDOM static uint32_t write_across(struct mp_writer *writer, struct run *run,
 
 /* Writes as many of the records as fit, and returns how many: 0 when there is no memory. What the
  * loop works on is in locals, because the compiler must take a byte it writes for part of *run. */
-static ALWAYS uint32_t write_run(struct mp_writer *writer, struct run *run,
+static ALWAYS uint32_t write_run(struct mp_writer *writer, struct mp_run *run,
                                  const struct mp_record *const *records, uint32_t count) {
     struct mp_region *region = &writer->region;
     struct mp_slot *header = &region->slot[run->slot];
     const int64_t base = atomic_load_explicit(&header->base_timestamp, RELAXED);
     int64_t newest = atomic_load_explicit(&header->max_timestamp, RELAXED);
-    const uint32_t batch_size = region->ctl->batch_size, stop = run->end + RUN_BYTES;
+    const uint32_t batch_size = region->ctl->batch_size, stop = run->end + MP_RUN_BYTES;
     uint32_t done = 0, end = run->end, index = run->index, total = 0;
     uint32_t room = run->have * MP_SLOT_BYTES - end; /* in the last slot, from `at` on */
     uint8_t *at = mp_payload(region, run->tail) + (MP_SLOT_BYTES - room);
@@ -156,7 +145,7 @@ static ALWAYS uint32_t write_run(struct mp_writer *writer, struct run *run,
         } else {
             run->end = end;
             run->index = index;
-            const uint32_t written = write_across(writer, run, &record, delta);
+            const uint32_t written = mp_write_across(writer, run, &record, delta);
             if (written == 0) break;
             total = written;
             end += total;
@@ -178,7 +167,8 @@ static ALWAYS uint32_t write_run(struct mp_writer *writer, struct run *run,
 /* Appends to the batch that open[partition] shows, if it still takes records: as many as fit, all
  * committed by one CAS, so that they are in the batch together or not at all. */
 static ALWAYS enum turn append_open(struct mp_writer *writer, uint32_t partition, uint64_t open,
-                             const struct mp_record *const *records, uint32_t count,
+                             const struct mp_record *const *records,
+                             const struct mp_value *values, uint32_t count,
                              struct mp_place *place) {
     struct mp_region *region = &writer->region;
     const uint32_t slot = mp_open_slot(open);
@@ -223,7 +213,7 @@ static ALWAYS enum turn append_open(struct mp_writer *writer, uint32_t partition
             acknowledge(region, slot);
         return TURN_OPEN;
     }
-    struct run run = {
+    struct mp_run run = {
         .batch_id = id,
         .slot = slot,
         .index = index,
@@ -231,7 +221,9 @@ static ALWAYS enum turn append_open(struct mp_writer *writer, uint32_t partition
         .tail = bytes <= MP_SLOT_BYTES ? slot : atomic_load_explicit(&header->tail, RELAXED),
         .have = mp_slots_for(bytes),
     };
-    const uint32_t done = write_run(writer, &run, records, count);
+    const uint32_t done =
+        values ? mp_write_values(writer, &run, values, count, records[0]->timestamp_ms)
+               : write_run(writer, &run, records, count);
     if (done == 0) {
         /* No memory: leave, and let the batch go so that memory comes back. */
         const uint64_t sealed = word | MP_SEAL;
@@ -355,10 +347,12 @@ SELDOM static enum turn append_new(struct mp_writer *writer, uint32_t partition,
     return TURN_DONE;
 }
 
-/* Compiled twice: for one record, of which nothing of the loop is left, and for many. */
+/* Compiled for one record, of which nothing of the loop is left, for many, and for values: then there
+ * is one record alone, the first of them. */
 static ALWAYS enum mp_status append(struct mp_writer *writer, uint32_t partition,
-                                    const struct mp_record *const *records, uint32_t count,
-                                    int roam, struct mp_place *place) {
+                                    const struct mp_record *const *records,
+                                    const struct mp_value *values, uint32_t count, int roam,
+                                    struct mp_place *place) {
     struct mp_region *region = &writer->region;
     place->sealed_count = 0;
     place->units = 1;
@@ -372,7 +366,7 @@ static ALWAYS enum mp_status append(struct mp_writer *writer, uint32_t partition
         const uint64_t open =
             atomic_load_explicit(&region->partitions[partition].open, ACQUIRE);
         enum turn turn = TURN_OPEN;
-        if (open) turn = append_open(writer, partition, open, records, count, place);
+        if (open) turn = append_open(writer, partition, open, records, values, count, place);
         if (turn == TURN_OPEN && roam && place->sealed_count > 0) {
             mp_announce(writer, partition, 1); /* no batch that we open here would tell of it */
             return MP_FULL;
@@ -396,11 +390,18 @@ static ALWAYS enum mp_status append(struct mp_writer *writer, uint32_t partition
 
 enum mp_status mp_append(struct mp_writer *writer, uint32_t partition,
                          const struct mp_record *record, int roam, struct mp_place *place) {
-    return append(writer, partition, &record, 1, roam, place);
+    return append(writer, partition, &record, NULL, 1, roam, place);
 }
 
 enum mp_status mp_append_run(struct mp_writer *writer, uint32_t partition,
                              const struct mp_record *const *records, uint32_t count, int roam,
                              struct mp_place *place) {
-    return append(writer, partition, records, count, roam, place);
+    return append(writer, partition, records, NULL, count, roam, place);
+}
+
+enum mp_status mp_append_values(struct mp_writer *writer, uint32_t partition,
+                                const struct mp_value *values, uint32_t count,
+                                int64_t timestamp_ms, int roam, struct mp_place *place) {
+    const struct mp_record first = mp_plain_record(values, timestamp_ms), *list = &first;
+    return append(writer, partition, &list, values, count, roam, place);
 }

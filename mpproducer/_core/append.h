@@ -15,6 +15,20 @@ struct mp_record {
     uint32_t headers_bytes;
 };
 
+/* A value, or a key. */
+struct mp_value {
+    const uint8_t *data;
+    int32_t bytes; /* -1: null */
+};
+
+/* A record that is a value and nothing else. */
+static inline struct mp_record mp_plain_record(const struct mp_value *value, int64_t timestamp_ms) {
+    return (struct mp_record){.value = value->data,
+                              .value_bytes = value->bytes,
+                              .key_bytes = -1,
+                              .timestamp_ms = timestamp_ms};
+}
+
 enum mp_status {
     MP_DONE,
     MP_NO_MEMORY, /* nothing appended; `mp_place.units` slots would be needed */
@@ -82,6 +96,11 @@ static inline uint64_t mp_record_bound(const struct mp_record *record) {
 enum mp_status mp_append_run(struct mp_writer *writer, uint32_t partition,
                              const struct mp_record *const *records, uint32_t count, int roam,
                              struct mp_place *place);
+
+/* The same for records that are a value and nothing else: no key, no headers, one timestamp. */
+enum mp_status mp_append_values(struct mp_writer *writer, uint32_t partition,
+                                const struct mp_value *values, uint32_t count,
+                                int64_t timestamp_ms, int roam, struct mp_place *place);
 
 /* Whether the batch the records went to is full now: not only the one before it, which had no room
  * for them. Then, or after MP_FULL, unkeyed records move on (KIP-794). */

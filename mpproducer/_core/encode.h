@@ -2,9 +2,8 @@
 #ifndef MP_ENCODE_H
 #define MP_ENCODE_H
 
-#include "append.h"
 #include "orders.h"
-#include "varint.h"
+#include "run.h"
 
 #include <string.h>
 
@@ -40,16 +39,6 @@ static inline uint8_t *put_field(uint8_t *at, const uint8_t *bytes, int32_t leng
         at += length;
     }
     return at;
-}
-
-/* Body length of the record: everything after its own length field. */
-static inline uint32_t body_size(const struct mp_record *record, uint64_t delta, uint32_t index) {
-    const uint32_t key = record->key_bytes > 0 ? (uint32_t)record->key_bytes : 0u;
-    const uint32_t value = record->value_bytes > 0 ? (uint32_t)record->value_bytes : 0u;
-    return 1u + varint_size(delta) + varint_size((uint64_t)index << 1) +
-           varint_size(zigzag(record->key_bytes)) + key +
-           varint_size(zigzag(record->value_bytes)) + value +
-           (record->headers ? record->headers_bytes : 1u);
 }
 
 /* Writes the record where a slot has room for its bound, and returns its end. The length comes first

@@ -63,10 +63,25 @@ void drop_objects(struct column *c, Py_ssize_t at, Py_ssize_t count);
 int is_integer_column(PyObject *object);
 void release_column(struct column *c);
 
-/* Reads of columns of pieces. Bytes go into value or key of `count` records from `records` on. -1,
- * without an exception, when offsets have become senseless since they were checked. */
-int read_bytes(struct column *c, Py_ssize_t at, uint32_t count, struct mp_record *records,
-               int as_key);
+/* Reads of columns of pieces, `count` records from `at` on. Lengths are set in *sizes bit by bit: no
+ * value is longer than that. -1, without an exception, when offsets have become senseless since they
+ * were checked. */
+int read_bytes(struct column *c, Py_ssize_t at, uint32_t count, struct mp_value *values,
+               uint64_t *sizes);
 void read_integers(struct column *c, Py_ssize_t at, uint32_t count, int64_t *integers);
+
+/* --- between the files of columns */
+
+/* The object's attribute, or NULL: with an exception, or without one where there is none. Names are
+ * interned, because a type's method cache keeps every string it is asked for. */
+enum name { ARROW_ARRAY, ARROW_STREAM, MASK, DTYPE, STR, NAMES };
+PyObject *column_attribute(PyObject *object, enum name name);
+/* A piece more, behind those there are; NULL with MemoryError. */
+struct piece *add_piece(struct column *c);
+/* 1 taken, 0 no Arrow object, -1. */
+int take_arrow(struct column *c, PyObject *object, enum form wanted);
+/* What can be told before anything is sent. 0, or -1 with ValueError that names the record. */
+int check_bytes(struct column *c);
+int check_integers(struct column *c, int64_t most, const char *range);
 
 #endif

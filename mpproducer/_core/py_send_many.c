@@ -1,6 +1,6 @@
 /* send_many(): records are decoded in chunks, put in order by partition, and appended in runs. */
 #include "py_batch.h"
-#include "py_columns.h"
+#include "py_chunk.h"
 #include "py_producer.h"
 
 #define CHUNK 1024u             /* records that are decoded before they are appended */
@@ -20,13 +20,8 @@ struct sending {
     Attachment *a;
     TopicRef *ref;
     int64_t deadline, now_ms;
-    /* one chunk */
-    uint32_t room;
-    struct mp_record *records;
-    const struct mp_record **list; /* as they are appended */
+    struct chunk chunk;
     int64_t *integers;
-    Py_buffer *views;
-    uint32_t view_count;
     /* lists of a chunk's records by partition; the entry behind the last partition is for records
      * whose partition does not exist */
     uint32_t partition_room;
@@ -54,11 +49,21 @@ static uint32_t partition_count(const struct sending *s) {
 
 /* --- appending */
 
-/* Appends `count` records to a partition, or where the sticky one is if `partition` is -1. Each has
- * a run afterwards; or -1 with an exception, which is the outcome of all that have none. *sealed
- * tells whether a batch was filled. */
-static int append(struct sending *s, const struct mp_record *const *list, uint32_t count,
-                  int64_t partition, int *sealed) {
+static enum mp_status append_once(struct sending *s, uint32_t to, uint32_t from, uint32_t count,
+                                  int roam, struct mp_place *place) {
+    struct mp_writer *writer = &s->a->writer;
+    const uint32_t partition = mp_topic_index(s->ref->topic, to);
+    if (!s->chunk.records)
+        return mp_append_values(writer, partition, s->chunk.values + from, count, s->now_ms, roam,
+                                place);
+    return mp_append_run(writer, partition, s->chunk.list + from, count, roam, place);
+}
+
+/* Appends `count` records of the chunk's list to a partition, or where the sticky one is if
+ * `partition` is -1. Each has a run afterwards; or -1 with an exception, which is the outcome of all
+ * that have none. *sealed tells whether a batch was filled. */
+static int append(struct sending *s, uint32_t from, uint32_t count, int64_t partition,
+                  int *sealed) {
     for (uint32_t done = 0; done < count;) {
         if (ready(s, partition) < 0) return -1;
         if (runs_reserve(s->runs) < 0 || attachment_reserve(s->a) < 0) return -1;
@@ -67,9 +72,8 @@ static int append(struct sending *s, const struct mp_record *const *list, uint32
         const uint32_t to =
             partition < 0 ? sticky_partition(a, s->ref, partitions) : (uint32_t)partition;
         struct mp_place place;
-        const enum mp_status status = mp_append_run(&a->writer, mp_topic_index(s->ref->topic, to),
-                                                    list + done, count - done, partition < 0,
-                                                    &place);
+        const enum mp_status status =
+            append_once(s, to, from + done, count - done, partition < 0, &place);
         if (status == MP_DONE) {
             const uint32_t before = a->pending;
             runs_add(s->runs, batch_of(a, s->topic, to, &place), place.index, place.count);
@@ -84,7 +88,8 @@ static int append(struct sending *s, const struct mp_record *const *list, uint32
         }
         if (status == MP_FULL) move_sticky(a, s->ref, partitions, to);
         if (place.sealed_count > 0) attachment_compress(a, &place);
-        if (producer_wait(s->self, a, list[done], status, place.units, &s->deadline) == 0) continue;
+        const struct mp_record record = chunk_record(&s->chunk, from + done, s->now_ms);
+        if (producer_wait(s->self, a, &record, status, place.units, &s->deadline) == 0) continue;
         if (status != MP_NO_MEMORY || !attachment_usable(a) ||
             place.units <= a->writer.region.slots)
             return -1;
@@ -118,7 +123,7 @@ static uint32_t divide(struct sending *s, uint32_t count, uint32_t partitions, u
     uint32_t touched = 0;
     *bound = count;
     for (uint32_t i = 0; i < count; i++) {
-        const struct mp_record *record = &s->records[i];
+        const struct mp_record *record = &s->chunk.records[i];
         uint32_t to = sticky;
         if (s->partitions.length >= 0 && s->integers[i] != NO_INT)
             to = s->integers[i] < partitions ? (uint32_t)s->integers[i] : partitions;
@@ -161,7 +166,7 @@ static int append_divided(struct sending *s, Py_ssize_t at, uint32_t count) {
     for (uint32_t n = 0; n < touched; n++) {
         const uint32_t to = s->touched[n];
         for (uint32_t i = s->head[to]; i != END; i = s->next[i]) {
-            s->list[place] = &s->records[i];
+            s->chunk.list[place] = &s->chunk.records[i];
             s->runs->order[at + place] = (uint32_t)(at + i);
             place++;
         }
@@ -179,7 +184,7 @@ static int append_divided(struct sending *s, Py_ssize_t at, uint32_t count) {
             count_failed((PyObject *)s->a, size);
             result = runs_fail(s->runs, s->topic, size);
         } else { /* without a bound one they move on by themselves; else to keep their order */
-            result = append(s, s->list + from, size, bound > 0 ? (int64_t)to : -1, &sealed);
+            result = append(s, from, size, bound > 0 ? (int64_t)to : -1, &sealed);
         }
         if (result < 0) goto failed;
         /* Callbacks and compressors ran meanwhile: they may have detached. */
@@ -199,67 +204,6 @@ failed:
 
 /* --- one chunk */
 
-static int keep_view(struct sending *s, struct request *r) {
-    if (r->view_count == 0) return 0;
-    if (!s->views && !(s->views = PyMem_Malloc(sizeof *s->views * 2 * s->room))) {
-        release_record(r);
-        PyErr_NoMemory();
-        return -1;
-    }
-    s->views[s->view_count++] = r->views[0];
-    r->view_count = 0;
-    return 0;
-}
-
-/* Values or keys that are Python objects. Returns how many of `count` fit the chunk, or -1. */
-static Py_ssize_t read_objects(struct sending *s, struct column *c, Py_ssize_t at, uint32_t count,
-                               int as_key) {
-    uint64_t bytes = 0;
-    struct request r = {.view_count = 0, .headers = NULL};
-    for (uint32_t i = 0; i < count; i++) {
-        struct mp_record *record = &s->records[i];
-        const uint8_t **data = as_key ? &record->key : &record->value;
-        int32_t *size = as_key ? &record->key_bytes : &record->value_bytes;
-        r.too_large = 0;
-        if (take_bytes(&r, PyTuple_GET_ITEM(c->objects, at + i), as_key ? "key" : "value", data,
-                       size) < 0 ||
-            keep_view(s, &r) < 0)
-            return -1;
-        if (r.too_large) *size = MAX_FIELD;
-        bytes += *size > 0 ? (uint64_t)*size : 0;
-        if (bytes > CHUNK_BYTES) return i + 1;
-    }
-    return count;
-}
-
-static Py_ssize_t read_column(struct sending *s, struct column *c, Py_ssize_t at, Py_ssize_t count,
-                              int as_key) {
-    if (count < 0 || c->length < 0) return count;
-    if (c->objects) return read_objects(s, c, at, (uint32_t)count, as_key);
-    if (read_bytes(c, at, (uint32_t)count, s->records, as_key) == 0) return count;
-    PyErr_Format(PyExc_ValueError, "%s: the offsets have changed while they were read", c->what);
-    return -1;
-}
-
-static int read_headers(struct sending *s, Py_ssize_t at, Py_ssize_t count) {
-    for (Py_ssize_t i = 0; i < count && s->headers.length >= 0; i++) {
-        struct request r = {.view_count = 0, .headers = NULL, .too_large = 0};
-        struct mp_record *record = &s->records[i];
-        if (take_headers(&r, PyTuple_GET_ITEM(s->headers.objects, at + i)) < 0) return -1;
-        if (!r.headers) continue;
-        uint8_t *copy = PyMem_Malloc(r.record.headers_bytes);
-        if (copy) memcpy(copy, r.headers, r.record.headers_bytes);
-        record->headers = copy;
-        record->headers_bytes = copy ? r.record.headers_bytes : 0;
-        release_record(&r);
-        if (!copy) {
-            PyErr_NoMemory();
-            return -1;
-        }
-    }
-    return 0;
-}
-
 static int read_times(struct sending *s, Py_ssize_t at, Py_ssize_t count) {
     if (s->times.length < 0) return 0;
     int64_t *times = s->runs->timestamps + at;
@@ -275,47 +219,46 @@ static int read_times(struct sending *s, Py_ssize_t at, Py_ssize_t count) {
     }
     for (Py_ssize_t i = 0; i < count; i++) {
         if (times[i] == NO_INT) times[i] = s->now_ms;
-        s->records[i].timestamp_ms = times[i];
+        s->chunk.records[i].timestamp_ms = times[i];
     }
     return 0;
 }
 
-static void release_chunk(struct sending *s, uint32_t count) {
-    for (uint32_t i = 0; i < s->view_count; i++) PyBuffer_Release(&s->views[i]);
-    s->view_count = 0;
-    for (uint32_t i = 0; s->headers.length >= 0 && i < count; i++) {
-        PyMem_Free((void *)(uintptr_t)s->records[i].headers);
-        s->records[i].headers = NULL;
-        s->records[i].headers_bytes = 0;
+/* How many of the records at the beginning make a chunk that is not too large; 0: the first alone is
+ * larger than a request, by *bound. `sizes` bounds each value. */
+static Py_ssize_t fit(const struct sending *s, Py_ssize_t count, uint64_t sizes, uint64_t *bound) {
+    const uint64_t most = s->a->writer.region.ctl->max_request_size;
+    const struct mp_record plain = {.value_bytes = 0};
+    const uint64_t more = request_bound(&plain) + sizes;
+    if (!s->chunk.records && more <= most && more * (uint64_t)count <= CHUNK_BYTES) return count;
+    uint64_t bytes = 0;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        const struct mp_record record = chunk_record(&s->chunk, (uint32_t)i, s->now_ms);
+        *bound = request_bound(&record);
+        bytes += *bound;
+        if (*bound > most || (bytes > CHUNK_BYTES && i > 0)) return i;
     }
+    return count;
 }
 
 /* Sends the records from `at` on that make a chunk; returns how many, or -1 with the exception that
  * is the outcome of all that have no run. A record that is too large is a chunk of its own. */
 static Py_ssize_t send_chunk(struct sending *s, Py_ssize_t at) {
     const Py_ssize_t left = s->count - at;
-    Py_ssize_t count = left < s->room ? left : s->room;
-    count = read_column(s, &s->values, at, count, 0);
-    count = read_column(s, &s->keys, at, count, 1);
-    if (count < 0 || read_headers(s, at, count) < 0 || read_times(s, at, count) < 0 ||
-        ready(s, s->partition) < 0)
-        return -1;
-    const uint32_t most = s->a->writer.region.ctl->max_request_size;
-    uint64_t bytes = 0;
-    for (Py_ssize_t i = 0; i < count; i++) {
-        const uint64_t bound = request_bound(&s->records[i]);
-        bytes += bound;
-        if (bound > most && i == 0) {
-            raise_too_large(bound, most, "max_request_size");
-            count_failed((PyObject *)s->a, 1);
-            return runs_fail(s->runs, s->topic, 1) < 0 ? -1 : 1;
-        }
-        if (bound > most || (bytes > CHUNK_BYTES && i > 0)) count = i;
+    uint64_t sizes = 0, bound = 0;
+    Py_ssize_t count =
+        chunk_read(&s->chunk, &s->values, &s->keys, &s->headers, at,
+                   left < s->chunk.room ? (uint32_t)left : s->chunk.room, s->now_ms, &sizes);
+    if (count < 0 || read_times(s, at, count) < 0 || ready(s, s->partition) < 0) return -1;
+    count = fit(s, count, sizes, &bound);
+    if (count == 0) {
+        raise_too_large(bound, s->a->writer.region.ctl->max_request_size, "max_request_size");
+        count_failed((PyObject *)s->a, 1);
+        return runs_fail(s->runs, s->topic, 1) < 0 ? -1 : 1;
     }
     int sealed = 0;
-    const int result = s->runs->order
-                           ? append_divided(s, at, (uint32_t)count)
-                           : append(s, s->list, (uint32_t)count, s->partition, &sealed);
+    const int result = s->runs->order ? append_divided(s, at, (uint32_t)count)
+                                      : append(s, 0, (uint32_t)count, s->partition, &sealed);
     return result < 0 ? -1 : count;
 }
 
@@ -347,9 +290,15 @@ static int ask_partitioner(struct sending *s) {
                 if (take_bytes(&r, PyTuple_GET_ITEM(s->keys.objects, at), "key", &r.record.key,
                                &r.record.key_bytes) < 0)
                     goto failed;
-            } else if (s->keys.length >= 0 && read_bytes(&s->keys, at, 1, &r.record, 1) < 0) {
-                PyErr_SetString(PyExc_ValueError, "keys: the offsets have changed meanwhile");
-                goto failed;
+            } else if (s->keys.length >= 0) {
+                struct mp_value key;
+                uint64_t sizes = 0;
+                if (read_bytes(&s->keys, at, 1, &key, &sizes) < 0) {
+                    PyErr_SetString(PyExc_ValueError, "keys: the offsets have changed meanwhile");
+                    goto failed;
+                }
+                r.record.key = key.data;
+                r.record.key_bytes = key.bytes;
             }
             partition = choice_ask(&choice, s->self, s->topic, &r.record);
             release_record(&r);
@@ -384,17 +333,16 @@ static int prepare(struct sending *s) {
         PyErr_SetString(PyExc_ValueError, "send_many takes at most 2**32-1 records in one call");
         return -1;
     }
-    s->room = CHUNK;
+    uint32_t room = CHUNK;
     if (divided && s->count > CHUNK) {
         if (ready(s, -1) < 0) return -1;
         const uint32_t wanted = partition_count(s) * RECORDS_PER_PARTITION;
-        s->room = wanted < CHUNK ? CHUNK : wanted > CHUNK_OF_MANY ? CHUNK_OF_MANY : wanted;
+        room = wanted < CHUNK ? CHUNK : wanted > CHUNK_OF_MANY ? CHUNK_OF_MANY : wanted;
     }
-    if (s->count < s->room) s->room = (uint32_t)s->count;
-    const size_t room = s->room;
-    s->records = PyMem_Malloc(room * sizeof *s->records);
-    s->list = PyMem_Malloc(room * sizeof *s->list);
-    int missing = !s->records || !s->list;
+    if (s->count < room) room = (uint32_t)s->count;
+    const int plain = !divided && s->keys.length < 0 && s->headers.length < 0 && s->times.length < 0;
+    if (chunk_make(&s->chunk, room, plain, s->keys.length >= 0) < 0) return -1;
+    int missing = 0;
     if (divided) {
         s->next = PyMem_Malloc(room * sizeof *s->next);
         s->touched = PyMem_Malloc(room * sizeof *s->touched);
@@ -411,10 +359,6 @@ static int prepare(struct sending *s) {
         return -1;
     }
     for (Py_ssize_t i = 0; divided && i < s->count; i++) s->runs->order[i] = (uint32_t)i;
-    for (size_t i = 0; i < room; i++) {
-        s->records[i] = (struct mp_record){.key_bytes = -1, .timestamp_ms = s->now_ms};
-        s->list[i] = &s->records[i];
-    }
     return 0;
 }
 
@@ -428,7 +372,7 @@ static PyObject *send_all(struct sending *s) {
     uint32_t chunks = 0;
     for (Py_ssize_t at = 0; !failed && at < s->count;) {
         const Py_ssize_t sent = send_chunk(s, at);
-        release_chunk(s, s->room);
+        chunk_release(&s->chunk);
         failed = sent < 0;
         drop_objects(&s->values, at, sent);
         drop_objects(&s->keys, at, sent);
@@ -441,10 +385,8 @@ static PyObject *send_all(struct sending *s) {
     PyObject *result = NULL;
     if (!failed || fail_rest(s) == 0)
         result = PyObject_CallOneArg(mp_make_batch_future, (PyObject *)s->runs);
-    PyMem_Free(s->records);
-    PyMem_Free((void *)s->list);
+    chunk_free(&s->chunk);
     PyMem_Free(s->integers);
-    PyMem_Free(s->views);
     PyMem_Free(s->head);
     PyMem_Free(s->tail);
     PyMem_Free(s->next);

@@ -87,7 +87,7 @@ static void touch(const uint8_t *data, int64_t size) {
 }
 
 static void read_back(struct column *c, int integers, uint32_t chunk) {
-    struct mp_record records[MOST];
+    struct mp_value values[MOST];
     int64_t numbers[MOST];
     for (Py_ssize_t at = 0; at < c->length;) {
         const uint32_t count =
@@ -97,8 +97,12 @@ static void read_back(struct column *c, int integers, uint32_t chunk) {
             for (uint32_t i = 0; i < count; i++)
                 if (numbers[i] < 0 && numbers[i] != NO_INT) abort(); /* they were refused */
         } else {
-            if (read_bytes(c, at, count, records, 0) < 0) abort(); /* it was checked */
-            for (uint32_t i = 0; i < count; i++) touch(records[i].value, records[i].value_bytes);
+            uint64_t sizes = 0;
+            if (read_bytes(c, at, count, values, &sizes) < 0) abort(); /* it was checked */
+            for (uint32_t i = 0; i < count; i++) {
+                touch(values[i].data, values[i].bytes);
+                if (values[i].bytes > 0 && (uint64_t)values[i].bytes > sizes) abort();
+            }
         }
         at += count;
     }

@@ -46,7 +46,7 @@ enum {
 /* What the processes tell the parent. */
 struct journal {
     _Atomic uint32_t begun[LIVES][PARTITIONS], done[LIVES][PARTITIONS];
-    _Atomic uint32_t hits, steals, lost, waits, compressed, runs;
+    _Atomic uint32_t hits, steals, lost, waits, compressed, runs, value_runs;
 };
 
 struct key {
@@ -103,12 +103,16 @@ static void compress_sealed(struct mp_writer *writer, const struct mp_place *pla
     }
 }
 
-/* Appends some of the records, at least one. */
+/* Appends some of the records, or of the values where they are nothing else; at least one. */
 static uint32_t append(struct mp_writer *writer, uint32_t partition,
-                       const struct mp_record *const *records, uint32_t count) {
+                       const struct mp_record *const *records, const struct mp_value *values,
+                       uint32_t count) {
     struct mp_place place;
     for (;;) {
-        const enum mp_status status = mp_append_run(writer, partition, records, count, 0, &place);
+        const enum mp_status status =
+            values ? mp_append_values(writer, partition, values, count,
+                                      records[0]->timestamp_ms, 0, &place)
+                   : mp_append_run(writer, partition, records, count, 0, &place);
         if (status == MP_DONE) break;
         if (status == MP_CLOSED) exit(9);
         compress_sealed(writer, &place);
@@ -119,33 +123,39 @@ static uint32_t append(struct mp_writer *writer, uint32_t partition,
         mp_wait_end(writer); /* now and then the wait is given up at once, granted or not */
     }
     if (place.count == 0 || place.count > count) die("a run of another length");
-    if (place.count > 1) atomic_fetch_add(&journal->runs, 1);
+    if (place.count > 1) atomic_fetch_add(values ? &journal->value_runs : &journal->runs, 1);
     compress_sealed(writer, &place);
     return place.count;
 }
 
-/* A run of records that say who they are, in one partition; most are alone. */
+/* A run of records that say who they are, in their key or, where a value is all there is, at its
+ * beginning; in one partition; most are alone. */
 static void append_some(struct mp_writer *writer, int life, uint32_t number) {
-    static uint8_t values[MAX_RUN][MAX_VALUE];
+    static uint8_t bytes[MAX_RUN][sizeof(struct key) + MAX_VALUE];
     static struct key keys[MAX_RUN];
     struct mp_record records[MAX_RUN];
+    struct mp_value values[MAX_RUN];
     const struct mp_record *run[MAX_RUN];
     const uint32_t partition = random_below(PARTITIONS);
     const uint32_t count = random_below(3) ? 1 : 1 + random_below(MAX_RUN);
+    const int plain = random_below(2) == 0;
     for (uint32_t i = 0; i < count; i++) {
         keys[i] = (struct key){(uint32_t)life, partition, 0, 0};
         keys[i].bytes = random_below(10) ? random_below(600) : random_below(MAX_VALUE);
         keys[i].number = atomic_fetch_add(&journal->begun[life][partition], 1);
-        for (uint32_t at = 0; at < keys[i].bytes; at++) values[i][at] = fill(&keys[i], at);
+        for (uint32_t at = 0; at < keys[i].bytes; at++) bytes[i][sizeof keys[i] + at] = fill(&keys[i], at);
+        memcpy(bytes[i], &keys[i], sizeof keys[i]);
+        values[i] = (struct mp_value){bytes[i], (int32_t)(sizeof keys[i] + keys[i].bytes)};
         records[i] = (struct mp_record){.key = (const uint8_t *)&keys[i],
                                         .key_bytes = sizeof keys[i],
-                                        .value = values[i],
+                                        .value = bytes[i] + sizeof keys[i],
                                         .value_bytes = (int32_t)keys[i].bytes,
                                         .timestamp_ms = 1000 + number};
         run[i] = &records[i];
     }
     for (uint32_t done = 0; done < count;) {
-        const uint32_t more = append(writer, partition, run + done, count - done);
+        const uint32_t more = append(writer, partition, run + done, plain ? values + done : NULL,
+                                     count - done);
         atomic_fetch_add(&journal->done[life][partition], more);
         done += more;
     }
@@ -207,11 +217,14 @@ static void check_record(uint32_t partition, const uint8_t **at, const uint8_t *
     read_signed(at, stop);
     if (read_signed(at, stop) != index) die("offset deltas are not dense");
     struct key key;
-    if (read_signed(at, stop) != (int64_t)sizeof key) die("key length");
+    const int64_t key_bytes = read_signed(at, stop);
+    if (key_bytes != (int64_t)sizeof key && key_bytes != -1) die("key length");
+    const int64_t before = key_bytes == -1 ? read_signed(at, stop) - (int64_t)sizeof key : 0;
     memcpy(&key, *at, sizeof key);
     *at += sizeof key;
     if (key.life >= LIVES || key.partition != partition) die("a record in a foreign partition");
-    if (read_signed(at, stop) != key.bytes || stop - *at != (int64_t)key.bytes + 1)
+    if ((key_bytes == -1 ? before : read_signed(at, stop)) != key.bytes ||
+        stop - *at != (int64_t)key.bytes + 1)
         die("value length");
     for (uint32_t i = 0; i < key.bytes; i++)
         if ((*at)[i] != fill(&key, i)) die("a byte of a value is not what was sent");
@@ -413,10 +426,10 @@ int main(int argc, char **argv) {
     }
     check_end();
     printf("{\"hits\": %u, \"sent\": %u, \"empty\": %u, \"reaped\": %u, \"steals\": %u, "
-           "\"lost\": %u, \"waits\": %u, \"compressed\": %u, \"runs\": %u, "
+           "\"lost\": %u, \"waits\": %u, \"compressed\": %u, \"runs\": %u, \"value_runs\": %u, "
            "\"others_moved\": %u}\n",
            journal->hits, sent, empty, reaped, journal->steals, journal->lost, journal->waits,
-           journal->compressed, journal->runs, others_moved);
+           journal->compressed, journal->runs, journal->value_runs, others_moved);
     mp_sender_close(&sender);
     return 0;
 }

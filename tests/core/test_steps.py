@@ -147,7 +147,7 @@ def test_A7_many_appenders_one_drainer_and_the_runs_reach_what_they_are_for(
     for attempt in range(10):
         for name, count in run(steps, "none", 0, 1, seed + attempt).items():
             total[name] = total.get(name, 0) + count
-    for name in ("steals", "lost", "waits", "compressed", "runs"):
+    for name in ("steals", "lost", "waits", "compressed", "runs", "value_runs"):
         assert total[name] > 0, total
 
 
