@@ -7,7 +7,8 @@
 /* Attributes, two deltas, null key, null value, no headers: one byte each. */
 #define MIN_BODY 6
 
-/* Checksummed as soon as so many bytes were walked, while they are in the nearest cache. */
+/* So many bytes are summed before they are walked: the sum reads them as fast as memory gives them,
+ * the walk then finds them in the nearest cache. */
 #define CRC_BYTES MP_CRC_BLOCK
 
 struct reader {
@@ -16,7 +17,7 @@ struct reader {
     const struct mp_span *span_end;
     const uint8_t *at;
     const uint8_t *end;
-    const uint8_t *summed; /* from here on the present span is not in `crc` yet */
+    const uint8_t *summed; /* from here on the present span is not in `crc` yet: never behind `at` */
     uint32_t crc;
     int failed;
 };
@@ -120,15 +121,17 @@ const char *mp_check_records(const uint8_t *data, const struct mp_span *span, ui
         const char *wrong = check_record(&in, i, left, &total, &delta);
         if (wrong) return wrong;
         left -= total;
-        while (in.at - in.summed >= (ptrdiff_t)CRC_BYTES) {
-            in.crc = mp_crc32c(in.crc, in.summed, CRC_BYTES);
-            in.summed += CRC_BYTES;
+        while (in.at > in.summed) {
+            const size_t rest = (size_t)(in.end - in.summed);
+            const size_t bytes = rest < CRC_BYTES ? rest : CRC_BYTES;
+            in.crc = mp_crc32c(in.crc, in.summed, bytes);
+            in.summed += bytes;
         }
         if (total > largest) largest = total;
         if (delta > max_delta) max_delta = delta;
     }
     if (left != 0) return "the batch has bytes behind its last record";
-    walk->crc = mp_crc32c(in.crc, in.summed, (size_t)(in.at - in.summed));
+    walk->crc = mp_crc32c(in.crc, in.summed, (size_t)(in.end - in.summed));
     walk->largest = (uint32_t)largest;
     if (__builtin_add_overflow(walk->base_timestamp, max_delta, &walk->max_timestamp))
         return "a record's timestamp is out of range";

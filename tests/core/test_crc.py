@@ -1,4 +1,4 @@
-"""The core's CRC-32C against the library's: with the processor's instruction, and with tables."""
+"""The core's CRC-32C against the library's: by folding, in lanes, and with tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from mpproducer._core import native
 SOURCE = Path(__file__).resolve().parent.parent.parent / "mpproducer" / "_core" / "crc.c"
 
 
-@pytest.fixture(scope="module", params=[[], ["-DMP_CRC_TABLES"]], ids=["instruction", "tables"])
+@pytest.fixture(
+    scope="module",
+    params=[[], ["-DMP_CRC_LANES"], ["-DMP_CRC_TABLES"]],
+    ids=["best", "lanes", "tables"],
+)
 def core(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     target = tmp_path_factory.mktemp("crc") / "crc.so"
     command = ["gcc", "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE", "-shared"]
@@ -33,7 +37,8 @@ def test_it_is_the_librarys_at_every_length_and_from_every_start(
     core: ctypes.CDLL, rng: random.Random
 ) -> None:
     assert core.mp_crc32c(0, b"123456789", 9) == 0xE3069283
-    lengths = [*range(20), 4079, 4080, 4081, 8160, 16384, 70_001]
+    lengths = [*range(20), *range(240, 280), 511, 512, 513, 768]
+    lengths += [4079, 4080, 4081, 8160, 16384, 70_001]
     lengths += [rng.randrange(20_000) for _ in range(200)]
     for length in lengths:
         data = rng.randbytes(length)
