@@ -84,6 +84,7 @@ static PyMethodDef methods[] = {
     {"segment_sizes", segment_sizes, METH_VARARGS, NULL},
     {"murmur2", murmur2, METH_O, NULL},
     {"crc32c_join", crc32c_join, METH_VARARGS, NULL},
+    {"produce_decode", produce_decode, METH_VARARGS, NULL},
     {"read_metrics", read_metrics, METH_VARARGS, NULL},
     {"failed_future", failed_future, METH_VARARGS, NULL},
     {"configure", (PyCFunction)(void *)configure, METH_VARARGS | METH_KEYWORDS, NULL},

@@ -152,6 +152,9 @@ PyObject *metrics_read(const struct mp_region *region);
 /* The Metrics of a pool; `open` is the pool's word for "the memory is mapped". */
 PyObject *metrics_of_pool(PyObject *pool, const int *open, struct mp_region *region);
 
+/* py_response.c, for the module's table. */
+PyObject *produce_decode(PyObject *module, PyObject *args);
+
 /* Reports what a callback raised, and drops it; an interrupt is passed on to the main thread. */
 void report_unraisable(PyObject *where);
 int timeout_to_deadline(PyObject *timeout, int64_t *deadline_ns); /* None: INT64_MAX */

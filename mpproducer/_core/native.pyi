@@ -33,6 +33,19 @@ def murmur2(data: bytes) -> int:
 def crc32c_join(first: int, second: int, length: int, /) -> int:
     """CRC-32C of two parts from theirs; the second has `length` bytes."""
 
+def produce_decode(
+    frame: bytes | bytearray | memoryview,
+    version: int,
+    correlation_id: int,
+    response: type[Any],
+    partition: type[Any],
+    error: type[Exception],
+    /,
+) -> Any:
+    """A Produce response (v3 to v13, without its length) as `response`, a named tuple of topics,
+    each (name or id, list of `partition`), throttle_time_ms and node_endpoints. Raises `error` when
+    it is malformed or answers another request."""
+
 _Frozen: TypeAlias = tuple[int, int, int, int, int, tuple[int, ...], list[tuple[int, int]]]
 """(records, size_bytes, base_timestamp_ms, max_timestamp_ms, CRC-32C of the records' bytes,
 participants (owner ids), spans [(offset, length)] in the payload area, adjacent slots merged) of a

@@ -112,11 +112,26 @@ def encode_request(action: actions.Request, client_id: str) -> tuple[list[Buffer
     return [frame], len(frame)
 
 
+def decode_produce_response(
+    frame: Buffer, version: int, correlation_id: int
+) -> produce.ProduceResponse:
+    """The content of a Produce response frame. Raises DecodeError, as decode_response does."""
+    message: produce.ProduceResponse = native.produce_decode(
+        frame,
+        version,
+        correlation_id,
+        produce.ProduceResponse,
+        produce.PartitionResult,
+        DecodeError,
+    )
+    return message
+
+
 def decode_response(frame: Buffer, correlation_id: int, api_key: int, version: int) -> Any:
     """The message of a response frame. Raises DecodeError when it is malformed or answers another
     request."""
     if api_key == PRODUCE:
-        return produce.decode_produce_response(frame, version, correlation_id)
+        return decode_produce_response(frame, version, correlation_id)
     return framing.decode_response(frame, framing.api_of(api_key), version, correlation_id)
 
 

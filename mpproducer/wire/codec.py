@@ -49,14 +49,6 @@ class Reader:
         self.at = start + count
         return self._data[start : self.at]
 
-    def skip(self, what: bytes) -> bool:
-        """Pass by exactly these bytes, if they come next."""
-        end = self.at + len(what)
-        if self._data[self.at : end] != what:
-            return False
-        self.at = end
-        return True
-
     def int8(self) -> int:
         """One signed byte."""
         value = self.take(1)[0]

@@ -21,7 +21,10 @@ ROOT = HERE.parent.parent
 SECONDS = 2
 FLAGS = "-fsanitize=fuzzer-no-link,address,undefined"
 # What a target is linked with: the core alone, or the binding and an interpreter, too.
-TARGETS = {"records": False, "pool": False, "segment": False, "frames": True, "columns": True}
+TARGETS = {
+    "records": False, "pool": False, "segment": False,
+    "frames": True, "columns": True, "response": True,
+}  # fmt: skip
 
 pytestmark = [
     pytest.mark.skipif(

@@ -8,6 +8,7 @@ import time
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from mpproducer.sender.codec import decode_produce_response
 from mpproducer.wire import framing
 from mpproducer.wire.messages import (
     API_VERSIONS,
@@ -20,12 +21,7 @@ from mpproducer.wire.messages import (
     PRODUCE,
     Api,
 )
-from mpproducer.wire.produce import (
-    PartitionResult,
-    ProduceResponse,
-    decode_produce_response,
-    encode_produce_request,
-)
+from mpproducer.wire.produce import PartitionResult, ProduceResponse, encode_produce_request
 
 Message = dict[str, Any]
 WAIT_S = 20.0

@@ -23,11 +23,13 @@ if __name__ == "__main__":
     ):
         from mpproducer.net import frames
         from mpproducer.shm import control
-        from mpproducer.wire import framing, messages, produce, record_batch
+        from mpproducer.wire import framing, messages, record_batch
+        from tests.wire import produce_reference
 else:
     from mpproducer.net import frames
     from mpproducer.shm import control
-    from mpproducer.wire import framing, messages, produce, record_batch
+    from mpproducer.wire import framing, messages, record_batch
+    from tests.wire import produce_reference
 
 from mpproducer.wire.codec import ProtocolError
 
@@ -44,7 +46,7 @@ def _request(data: bytes, _version: int) -> None:
 
 
 def _produce(data: bytes, version: int) -> None:
-    produce.decode_produce_response(data, version, 0)
+    produce_reference.decode_produce_response(data, version, 0)
 
 
 def _batches(data: bytes, _version: int) -> None:

@@ -1,4 +1,4 @@
-"""Produce on the data path: the glue around payload, against two encoders and a decoder."""
+"""Produce requests: the glue around payload, against two encoders."""
 
 from __future__ import annotations
 
@@ -8,17 +8,10 @@ from typing import Any
 import pytest
 from aiokafka.protocol import produce as aiokafka_produce
 
-from mpproducer.wire import framing, produce
-from mpproducer.wire.codec import Buffer, ProtocolError
+from mpproducer.wire import framing
+from mpproducer.wire.codec import Buffer
 from mpproducer.wire.messages import PRODUCE
-from mpproducer.wire.produce import (
-    FLEXIBLE,
-    TOPIC_IDS,
-    Batch,
-    PartitionResult,
-    decode_produce_response,
-    encode_produce_request,
-)
+from mpproducer.wire.produce import Batch, encode_produce_request
 from tests.wire import peers
 
 VERSIONS = range(PRODUCE.versions[0], PRODUCE.versions[1] + 1)
@@ -99,78 +92,3 @@ def test_payload_is_handed_on_without_a_copy(rng: random.Random) -> None:
     views = [one for one in buffers if isinstance(one, memoryview)]
     assert [view.obj for view in views] == [shared.obj, shared.obj]
     assert sum(map(len, buffers)) == 4 + int.from_bytes(buffers[0][:4], "big")
-
-
-def _answers(rng: random.Random, version: int, count: int) -> list[peers.Case]:
-    return [case for case in peers.cases(rng, count, [PRODUCE.response]) if case.version == version]
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-def test_answers_say_what_the_table_reads_in_them(version: int, rng: random.Random) -> None:
-    for case in _answers(rng, version, 20):
-        frame = framing.encode_response(PRODUCE, version, 3, case.message)[4:]
-        told = decode_produce_response(frame, version, 3)
-        message = case.whole()
-        assert told.throttle_time_ms == message["throttle_time_ms"]
-        endpoints = [(e["node_id"], e["host"], e["port"]) for e in message["node_endpoints"]]
-        assert list(told.node_endpoints) == endpoints
-        assert len(told.topics) == len(message["topics"])
-        for (name, results), topic in zip(told.topics, message["topics"], strict=True):
-            assert name == topic["topic_id" if version >= 13 else "name"]
-            assert results == [_result(p) for p in topic["partitions"]]
-
-
-@pytest.mark.parametrize("version", range(FLEXIBLE, TOPIC_IDS))
-def test_an_answer_about_one_partition_is_read_at_once_exactly_where_the_long_way_reads_the_same(
-    version: int, rng: random.Random, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    at_once = produce._decode_one
-    monkeypatch.setattr(produce, "_decode_one", lambda _frame, _id: None)
-    for name in ("t", "topic-é", "x" * 126, "x" * 127):
-        partition = {
-            "index": rng.randrange(1 << 31), "error_code": rng.choice((0, 19)),
-            "base_offset": rng.choice((-1, 5, 1 << 50)), "log_start_offset": 3,
-        }  # fmt: skip
-        topics = [{"name": name, "partitions": [partition]}]
-        message = {"topics": topics, "throttle_time_ms": rng.choice((0, 70_000))}
-        frame = framing.encode_response(PRODUCE, version, 3, message)[4:]
-        told = decode_produce_response(frame, version, 3)
-        assert at_once(frame, 3) == (told if len(name) < 127 else None)
-        assert at_once(frame, 4) is None
-        for at in range(len(frame)):
-            changed = bytearray(frame)
-            changed[at] ^= 1 << rng.randrange(8)
-            short = at_once(bytes(changed), 3)
-            if short is not None:
-                assert short == decode_produce_response(bytes(changed), version, 3), at
-            assert at_once(frame[:at], 3) is None
-
-
-def _result(partition: Any) -> PartitionResult:
-    leader = (partition["current_leader"]["leader_id"], partition["current_leader"]["leader_epoch"])
-    return PartitionResult(
-        partition["index"],
-        partition["error_code"],
-        partition["base_offset"],
-        partition["log_append_time_ms"],
-        partition["log_start_offset"],
-        tuple((e["batch_index"], e["message"]) for e in partition["record_errors"]),
-        partition["error_message"],
-        None if leader == (-1, -1) else leader,
-    )
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-def test_an_answer_cut_short_or_too_long_or_to_another_request_is_refused(
-    version: int, rng: random.Random
-) -> None:
-    message = next(c.message for c in _answers(rng, version, 50) if len(c.message["topics"]) > 1)
-    frame = framing.encode_response(PRODUCE, version, 3, message)[4:]
-    decode_produce_response(frame, version, 3)
-    for end in range(len(frame)):
-        with pytest.raises(ProtocolError):
-            decode_produce_response(frame[:end], version, 3)
-    with pytest.raises(ProtocolError, match="1 bytes too many"):
-        decode_produce_response(frame + b"\0", version, 3)
-    with pytest.raises(ProtocolError, match="response to request 3 where 4 was expected"):
-        decode_produce_response(frame, version, 4)
