@@ -52,13 +52,18 @@ class Worker:
 
     def flush(self, counters: Counters) -> bool:
         """Write what there is as far as the pipe takes it; False: some is left for later."""
-        if self.fresh:
-            if self.pipe < 0:
-                self.fresh.clear()
-                return True
-            self.backlog += b"".join(self.fresh)
-            self.fresh.clear()
+        fresh = self.fresh
         try:
+            if fresh:
+                if self.pipe < 0:
+                    fresh.clear()
+                    return True
+                data = fresh[0] if len(fresh) == 1 else b"".join(fresh)
+                fresh.clear()
+                if self.backlog or len(data) > _WRITE_BYTES:
+                    self.backlog += data
+                else:
+                    self._write_at_once(data)
             while self.backlog:
                 done = os.write(self.pipe, memoryview(self.backlog)[:_WRITE_BYTES])
                 del self.backlog[:done]
@@ -72,6 +77,15 @@ class Worker:
             # Its end is closed: it will be seen as dead or gone in a moment.
             self.close_pipe()
         return True
+
+    def _write_at_once(self, data: bytes) -> None:
+        """Nothing waits before these frames: what the pipe takes is not copied."""
+        try:
+            done = os.write(self.pipe, data)
+        except BlockingIOError:
+            done = 0
+        if done < len(data):
+            self.backlog += data[done:]
 
     def close_pipe(self) -> None:
         """The worker reads EOF and resolves what is pending as "sender died"."""
@@ -138,34 +152,38 @@ class Workers:
         left = len(outcomes)
         for outcome in outcomes:
             left -= 1
-            data += frames.pack_frame(
+            frame = frames.pack_frame(
                 outcome.kind,
                 batch_id,
                 outcome.first,
                 outcome.count,
-                base_offset=outcome.base_offset,
-                log_append_time_ms=outcome.log_append_time_ms,
-                error_code=outcome.code,
-                reason=outcome.reason,
-                message=outcome.message,
-                more=action.more or left > 0,
+                outcome.base_offset,
+                outcome.log_append_time_ms,
+                outcome.code,
+                outcome.reason,
+                outcome.message,
+                action.more or left > 0,
             )
-        counters = self._counters
+            data = data + frame if data else frame
+        by_owner, touched = self.by_owner, self.touched
+        told = 0
         for owner in batch.participants:
-            worker = self.by_owner.get(owner)
-            if worker is None or worker.left:
-                counters.completion_frame_orphaned_total += 1
-                continue
-            worker.fresh.append(data)
-            self.touched[owner] = worker
-            counters.completion_frame_total += 1
+            worker = by_owner.get(owner)
+            if worker is not None and not worker.left:
+                worker.fresh.append(data)
+                touched[owner] = worker
+                told += 1
+        counters = self._counters
+        counters.completion_frame_total += told
+        counters.completion_frame_orphaned_total += len(batch.participants) - told
 
     def flush(self) -> list[Worker]:
         """Write the completions of this turn, one write per worker; returns those with a backlog,
         for which the caller waits until their pipe is writable."""
+        counters = self._counters
         touched = list(self.touched.values())
         self.touched.clear()
-        return [worker for worker in touched if not worker.flush(self._counters)]
+        return [worker for worker in touched if not worker.flush(counters)]
 
     def backlog_bytes(self) -> int:
         """Completions that wait because workers do not read."""

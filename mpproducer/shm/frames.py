@@ -1,6 +1,6 @@
 """Completion frames: what the sender tells a worker about one batch, over the worker's pipe.
 
-Little endian, 48 bytes and a message, padded to 8. `_core/py_attachment.c:take_frame` is the
+Little endian, 48 bytes and a message, padded to 8. `_core/py_pending.c:take_frame` is the
 other half.
 """
 
@@ -10,6 +10,8 @@ import enum
 import struct
 
 HEADER = struct.Struct("<IHhQIIqqII")
+_HEADER_BYTES = HEADER.size
+_pack = HEADER.pack
 MORE = 0x100
 """Set in `kind` when further frames about the same batch follow for this worker."""
 MAX_MESSAGE_BYTES = 4096
@@ -28,7 +30,6 @@ def pack_frame(
     batch_id: int,
     first: int,
     count: int,
-    *,
     base_offset: int = -1,
     log_append_time_ms: int = -1,
     error_code: int = 0,
@@ -41,18 +42,12 @@ def pack_frame(
     `base_offset` is the offset of record `first`, -1 when unknown; `log_append_time_ms` is -1 when
     the topic keeps the records' own timestamps; `reason` is an `reason.Reason`.
     """
+    if more:
+        kind |= MORE
     text = message.encode("utf-8", "replace")[:MAX_MESSAGE_BYTES] if message else b""
-    size = (HEADER.size + len(text) + 7) & ~7
-    head = HEADER.pack(
-        size,
-        kind | MORE if more else kind,
-        error_code,
-        batch_id,
-        first,
-        count,
-        base_offset,
-        log_append_time_ms,
-        reason,
+    size = (_HEADER_BYTES + len(text) + 7) & ~7
+    head = _pack(
+        size, kind, error_code, batch_id, first, count, base_offset, log_append_time_ms, reason,
         len(text),
-    )
+    )  # fmt: skip
     return (head + text).ljust(size, b"\0") if text else head

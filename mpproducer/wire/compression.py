@@ -111,9 +111,11 @@ def _zstd(level: int | None, pieces: Sequence[Buffer]) -> bytes:
         )
     # Told the size of a small batch, it takes small tables: those of a large one fill a core's
     # cache, and clearing them costs more than the compression. A large batch comes out smaller
-    # untold.
-    size = sum(map(len, pieces))
-    packer = context.compressobj(size=size) if size <= _SMALL_BYTES else context.compressobj()
+    # untold. The stream object of a large one has 128 KiB of output room, made anew each time.
+    if sum(map(len, pieces)) <= _SMALL_BYTES:
+        small: bytes = context.compress(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        return small
+    packer = context.compressobj()
     return b"".join((*map(packer.compress, pieces), packer.flush()))
 
 

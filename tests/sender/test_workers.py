@@ -140,6 +140,26 @@ def test_X4_a_worker_that_does_not_read_is_written_to_later_and_nothing_is_lost(
     assert table.backlog_bytes() == 0
 
 
+def test_X4_a_frame_that_finds_the_pipe_full_waits_whole_and_in_its_place(
+    table: Workers, join: Join
+) -> None:
+    worker, reader = join(1)
+    filler = bytes(4096)
+    count = 0
+    with pytest.raises(BlockingIOError):
+        while True:
+            count += os.write(worker.pipe, filler)
+    for seq in (5, 6):
+        table.complete(_acked(_batch((1,), seq)))
+        assert table.flush() == [worker], "nothing of it was taken"
+    assert table.backlog_bytes() == 2 * frames.HEADER.size
+    while count:
+        count -= len(os.read(reader, count))
+    assert worker.flush(table._counters)
+    assert table.backlog_bytes() == 0
+    assert [found[1] & 0xFF for found in _frames(reader)] == [5, 6]
+
+
 def test_X4_a_backlog_over_its_cap_closes_the_pipe_which_the_worker_cannot_miss(
     table: Workers, join: Join, monkeypatch: pytest.MonkeyPatch
 ) -> None:
