@@ -1,9 +1,10 @@
 """The vocabulary between the pure machine and the loop: events in, actions out.
 
 Each class is a value that nobody changes (`frozen` would make them three times as dear to make, and
-several are made per batch; slots they have where they are compiled). The loop turns what the operating system and shared memory tell it
-into events, and carries actions out in the order given: that order is part of the meaning (a
-`Close` stands before the `Release` of the memory its requests could still read).
+several are made per batch; slots they have where they are compiled). The loop turns what the
+operating system and shared memory tell it into events, and carries actions out in the order given:
+that order is part of the meaning (a `Close` stands before the `Release` of the memory its requests
+could still read).
 
 Times are CLOCK_MONOTONIC nanoseconds and come in as the `now_ns` of `Machine.on_event`. A `conn`
 is the number of one connection attempt and is never used again. Nodes with negative numbers are
