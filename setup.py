@@ -11,8 +11,8 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
-import machine_build  # noqa: E402 - found through the line above
 import native_build  # noqa: E402
+import sender_build  # noqa: E402 - found through the line above
 
 NATIVE = "mpproducer._core.native"
 
@@ -22,8 +22,8 @@ class BuildNative(build_ext):
 
     def build_extensions(self) -> None:
         native_build.compile_native(native_build.sources(ROOT), self._place(NATIVE))
-        if machine_build.wanted():
-            machine_build.compile_machine(ROOT, self._place, native_build.compile_unit)
+        if sender_build.wanted():
+            sender_build.compile_sender(ROOT, self._place, native_build.compile_unit)
 
     def _place(self, name: str) -> Path:
         return Path(self.get_ext_fullpath(name))
@@ -40,8 +40,8 @@ def _extensions() -> list[Extension]:
         depends=_relative(native_build.headers(ROOT)),
     )
     # Their C is made when they are built: mypyc is there then, and not for a metadata query.
-    machine = _relative(machine_build.sources(ROOT)) if machine_build.wanted() else []
-    return [core, *(Extension(name, sources=machine) for name in machine_build.NAMES if machine)]
+    sender = _relative(sender_build.sources(ROOT)) if sender_build.wanted() else []
+    return [core, *(Extension(name, sources=sender) for name in sender_build.NAMES if sender)]
 
 
 setup(ext_modules=_extensions(), cmdclass={"build_ext": BuildNative})

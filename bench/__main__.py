@@ -93,8 +93,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
     _check(parser, args)
-    if compiled.machine_missing():
-        parser.error("the sender's machine is not compiled, or older than its sources: run "
+    if compiled.sender_missing():
+        parser.error("the sender is not compiled, or is older than its sources: run "
                      "python scripts/native_build.py")  # fmt: skip
     names = args.workloads or list(WORKLOADS)
     with tempfile.TemporaryDirectory(prefix="mppb-build-") as folder:

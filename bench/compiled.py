@@ -91,14 +91,14 @@ def java(scratch: Path) -> tuple[list[str], str | None]:
     return command, None
 
 
-def machine_missing() -> bool:
-    """Whether the sender of this checkout would not run as one that was installed does: its machine
-    is not compiled, or was before its sources changed."""
+def sender_missing() -> bool:
+    """Whether the sender of this checkout would not run as one that was installed does: it is not
+    compiled, or was before its sources changed."""
     root = _NATIVE.parent.parent
     sys.path.insert(0, str(root / "scripts"))
-    import machine_build
+    import sender_build
 
-    return not machine_build.there(root) or machine_build.stale(root) is not None
+    return not sender_build.there(root) or sender_build.stale(root) is not None
 
 
 def missing(name: str, scratch: Path) -> str | None:

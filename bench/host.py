@@ -49,7 +49,7 @@ class Memory:
             generation=_GENERATION,
         )  # fmt: skip
         # No process: its pidfd is never watched, and its socket is never read.
-        self.worker = Worker(OWNER, os.getpid(), -1, None)  # type: ignore[arg-type]
+        self.worker = Worker(OWNER, os.getpid(), -1, None)
         reader = self.worker.open_pipe()
         self.pool.owner_alive(OWNER, True)
         self.topic_index = self.pool.topic_add(TOPIC)
@@ -136,16 +136,24 @@ class Stopwatch:
         """Time a method of an object from now on."""
         setattr(owner, name, self.timed(station, getattr(owner, name)))
 
+    def standin(self, owner: Any, **stations: str) -> Any:
+        """What takes the place of an object that does not let its methods be replaced; method =
+        station."""
+        timed = {name: self.timed(where, getattr(owner, name)) for name, where in stations.items()}
+        return _Standin(owner, **timed)
+
 
 class _Standin:
     """An object with some attributes replaced, where it does not let its own be: compiled."""
 
     def __init__(self, whom: Any, **replaced: Any) -> None:
-        self._whom = whom
-        vars(self).update(replaced)
+        vars(self).update(replaced, _whom=whom)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._whom, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._whom, name, value)
 
 
 class Host(Memory):
@@ -174,22 +182,19 @@ class Host(Memory):
         self._watch()
 
     def _watch(self) -> None:
-        loop, watch = self.loop, self.watch
-        connections, apply = loop.connections, loop._apply
+        loop: Any = self.loop
+        watch, apply, handlers = self.watch, loop._apply, loop.handlers
         watch.watch(loop, "turn", "turn")
         watch.watch(loop, "_sleep", "sleep")
-        watch.watch(loop.store, "collect", "collect")
-        watch.watch(loop.store, "seal", "freeze")
-        watch.watch(loop.store, "release", "release")
-        timed = watch.timed("machine", loop.machine.on_event)
-        loop.machine = _Standin(loop.machine, on_event=timed)  # type: ignore[assignment]
-        watch.watch(loop.produce, "encode", "encode")
-        watch.watch(connections, "_read", "answer")
-        for connection in connections._by_conn.values():
-            watch.watch(connection.stream, "write", "sendmsg")
-            watch.watch(connection.stream, "flush", "sendmsg")
+        loop.store = watch.standin(loop.store, collect="collect", seal="freeze", release="release")
+        loop.machine = watch.standin(loop.machine, on_event="machine")
+        loop.produce = watch.standin(loop.produce, encode="encode")
+        loop.workers = watch.standin(loop.workers, flush="pipe")
+        for connection in loop.connections._by_conn.values():
+            fd = connection.stream.fileno()
+            handlers[fd] = watch.timed("answer", handlers[fd])
+            connection.stream = watch.standin(connection.stream, write="sendmsg", flush="sendmsg")
         apply[actions.Complete] = watch.timed("frame", apply[actions.Complete])
-        watch.watch(loop.workers, "flush", "pipe")
         self.drain = watch.timed("drain", self.attachment.drain)
 
     def _turn_until(self, reached: Callable[[], bool]) -> None:

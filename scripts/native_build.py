@@ -1,4 +1,4 @@
-"""Compiles the C core and the sender's state machine (machine_build.py), with the system's
+"""Compiles the C core and most of the sender (sender_build.py), with the system's
 compiler or with Zig's from a wheel.
 
 Used three ways: by setup.py, as the PEP 517 build backend (it adds `ziglang` to the build
@@ -8,7 +8,7 @@ than its sources: `python scripts/native_build.py`.
 Environment: CC (compiler command), CFLAGS and LDFLAGS (added at the end, e.g. for sanitizers),
 MPPRODUCER_WERROR=1 (warnings are errors; the project's own scripts set it, an install from a
 package does not, since a future compiler may warn about something new), MPPRODUCER_INTERPRETED=1
-(the machine is not compiled, and what was is removed: for debugging, and for a Python that mypyc
+(the sender is not compiled, and what was is removed: for debugging, and for a Python that mypyc
 does not know).
 """
 
@@ -28,7 +28,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import machine_build
+import sender_build
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = [
@@ -106,9 +106,9 @@ def compile_native(files: list[Path], target: Path) -> None:
     _compile([*FLAGS, *werror], [], files, target)
 
 
-def compile_unit(unit: machine_build.Unit, target: Path) -> None:
-    """Compile an extension module of the machine."""
-    _compile(machine_build.FLAGS, unit.includes, unit.files, target)
+def compile_unit(unit: sender_build.Unit, target: Path) -> None:
+    """Compile an extension module of the sender."""
+    _compile(sender_build.FLAGS, unit.includes, unit.files, target)
 
 
 def _compile(flags: list[str], includes: list[str], files: list[Path], target: Path) -> None:
@@ -174,16 +174,16 @@ def __getattr__(name: str) -> Any:
 def main() -> None:
     """Rebuild in place for the Python that runs this."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
-    parser.add_argument("--machine", action="store_true", help="leave the core as it is")
+    parser.add_argument("--sender", action="store_true", help="leave the core as it is")
     options = parser.parse_args()
-    if not options.machine:
+    if not options.sender:
         suffix = sysconfig.get_config_var("EXT_SUFFIX")
         compile_native(sources(ROOT), ROOT / "mpproducer" / "_core" / f"native{suffix}")
-    if not machine_build.wanted():
-        machine_build.remove(ROOT)
-    elif machine_build.stale(ROOT) or not machine_build.there(ROOT):
-        place = functools.partial(machine_build.target, ROOT)
-        machine_build.compile_machine(ROOT, place, compile_unit)
+    if not sender_build.wanted():
+        sender_build.remove(ROOT)
+    elif sender_build.stale(ROOT) or not sender_build.there(ROOT):
+        place = functools.partial(sender_build.target, ROOT)
+        sender_build.compile_sender(ROOT, place, compile_unit)
 
 
 if __name__ == "__main__":

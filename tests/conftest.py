@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import machine_build
 import psutil
 import pytest
+import sender_build
 
 from mpproducer import Producer
 from mpproducer.testing import Broker
@@ -35,7 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if (source := machine_build.stale(ROOT)) is not None:
+    if (source := sender_build.stale(ROOT)) is not None:
         raise pytest.UsageError(
             f"{source.relative_to(ROOT)} is newer than its compiled form: compile it again with "
             "python scripts/native_build.py (MPPRODUCER_INTERPRETED=1: remove that)"
@@ -65,8 +65,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    machine = "compiled" if machine_build.there(ROOT) else "interpreted"
-    return f"seed of the tests' data: --seed={config.stash[_SEED]}; the machine is {machine}"
+    sender = "compiled" if sender_build.there(ROOT) else "interpreted"
+    return f"seed of the tests' data: --seed={config.stash[_SEED]}; the sender is {sender}"
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
-_PREFIX = "mpproducer.sender."
+_PREFIX = "mpproducer."
 
 
 class Sources:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from mpproducer.net.errors import FrameTooLarge
+
 _START_BYTES: Final = 16 * 1024
 MAX_FRAME_BYTES: Final = 100 * 1024 * 1024  # socket.request.max.bytes of a broker
 _KEEP_BYTES: Final = 1024 * 1024  # a larger buffer is given back after its frame
-
-
-class FrameTooLarge(ConnectionError):
-    """The peer announced a frame that no Kafka broker sends."""
 
 
 class FrameReader:

@@ -16,6 +16,8 @@ import socket
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
+from mpproducer.net.errors import StreamClosed
+
 Buffer: TypeAlias = bytes | bytearray | memoryview
 # Linux takes at most IOV_MAX buffers per call; more would fail with EMSGSIZE.
 _IOV_MAX: Final = min(os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") else 1024, 1024)
@@ -33,10 +35,6 @@ class Address(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.sockaddr[0]}:{self.sockaddr[1]}"
-
-
-class StreamClosed(ConnectionError):
-    """The peer closed the stream."""
 
 
 class Stream(Protocol):

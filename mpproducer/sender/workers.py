@@ -30,17 +30,21 @@ _WRITE_BYTES: Final = 64 * 1024
 class Worker:
     """One attached process and its owner id."""
 
-    __slots__ = ("backlog", "decoder", "fresh", "left", "owner", "pid", "pidfd", "pipe", "sock")
+    __slots__ = (
+        "backlog", "backlog_most_bytes", "decoder", "fresh", "left", "owner", "pid", "pidfd",
+        "pipe", "sock",
+    )  # fmt: skip
 
-    def __init__(self, owner: int, pid: int, pidfd: int, sock: socket.socket) -> None:
+    def __init__(self, owner: int, pid: int, pidfd: int, sock: socket.socket | None) -> None:
         self.owner = owner
         self.pid = pid
         self.pidfd = pidfd
-        self.sock: socket.socket | None = sock
+        self.sock = sock
         self.decoder = Decoder()
         self.pipe = -1
         self.fresh: list[bytes] = []  # frames of this turn
         self.backlog = bytearray()  # frames the pipe did not take
+        self.backlog_most_bytes = BACKLOG_BYTES
         self.left = False  # said bye: appends nothing more
 
     def open_pipe(self) -> int:
@@ -68,7 +72,7 @@ class Worker:
                 done = os.write(self.pipe, memoryview(self.backlog)[:_WRITE_BYTES])
                 del self.backlog[:done]
         except BlockingIOError:
-            if len(self.backlog) > BACKLOG_BYTES:
+            if len(self.backlog) > self.backlog_most_bytes:
                 counters.completion_overflow_total += 1
                 self.close_pipe()
                 return True

@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from mpproducer.net.frames import FrameReader, FrameTooLarge
+from mpproducer.net.errors import FrameTooLarge
+from mpproducer.net.frames import FrameReader
 
 
 class Pieces:

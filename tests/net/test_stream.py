@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from mpproducer.net.stream import Address, StreamClosed, TcpStream
+from mpproducer.net.errors import StreamClosed
+from mpproducer.net.stream import Address, TcpStream
 
 WAIT_S = 10.0
 

@@ -19,7 +19,6 @@ from mpproducer.config import Config
 from mpproducer.errors import ClosedError
 from mpproducer.reason import Reason
 from mpproducer.sender import actions as a
-from mpproducer.sender import workers as workers_module
 from mpproducer.sender.batch import NEVER_NS, ProducerBatch
 from mpproducer.sender.loop import SAMPLE_NS, Loop, dispatch
 from mpproducer.sender.partition import Partition
@@ -210,23 +209,19 @@ def test_X4_a_full_pipe_is_watched_until_it_is_written(loop: Loop, spy: Spy) -> 
     worker.close()
 
 
-def test_X4_a_pipe_that_overflowed_does_not_keep_its_number(
-    loop: Loop, spy: Spy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_X4_a_pipe_that_overflowed_does_not_keep_its_number(loop: Loop, spy: Spy) -> None:
     worker, reader = _worker(loop)
     _complete(loop, 1, 20_000)
     loop._flush_completions()
     number = worker.pipe
     assert number in loop.handlers
-    monkeypatch.setattr(workers_module, "BACKLOG_BYTES", 1_000)
+    worker.backlog_most_bytes = 1_000
     _complete(loop, 1, 1)
     loop._flush_completions()
     assert worker.pipe == -1
     assert number not in loop.handlers
     assert loop.counters.completion_overflow_total == 1
     # The next descriptor gets the number; its backlog must be watched like any other's.
-    monkeypatch.undo()
-    monkeypatch.setattr(loop, "machine", spy)
     other = os.dup2(reader, number)
     assert loop._backlogged == {}
     os.close(other)

@@ -10,7 +10,6 @@ import pytest
 
 from mpproducer.reason import Reason
 from mpproducer.sender import actions as a
-from mpproducer.sender import workers as workers_module
 from mpproducer.sender.batch import ProducerBatch
 from mpproducer.sender.counters import Counters
 from mpproducer.sender.partition import Partition
@@ -161,10 +160,10 @@ def test_X4_a_frame_that_finds_the_pipe_full_waits_whole_and_in_its_place(
 
 
 def test_X4_a_backlog_over_its_cap_closes_the_pipe_which_the_worker_cannot_miss(
-    table: Workers, join: Join, monkeypatch: pytest.MonkeyPatch
+    table: Workers, join: Join
 ) -> None:
-    monkeypatch.setattr(workers_module, "BACKLOG_BYTES", 100_000)
     worker, reader = join(1)
+    worker.backlog_most_bytes = 100_000
     for seq in range(20_000):
         table.complete(_acked(_batch((1,), seq)))
     assert table.flush() == []

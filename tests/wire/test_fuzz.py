@@ -9,7 +9,8 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mpproducer.net.frames import FrameReader, FrameTooLarge
+from mpproducer.net.errors import FrameTooLarge
+from mpproducer.net.frames import FrameReader
 from mpproducer.sender.codec import decode_produce_response
 from mpproducer.wire import framing
 from mpproducer.wire.codec import ProtocolError

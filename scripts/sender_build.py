@@ -1,8 +1,9 @@
-"""Compiles the sender's state machine: typed Python to C by mypyc, then C to an extension.
+"""Compiles the sender's modules: typed Python to C by mypyc, then C to an extension.
 
-The machine (`mpproducer/sender`, the modules named here) decides and does nothing else: no sockets,
-no clock, no operating system. Compiled it is the same code, two to three times as fast. The `.py`
-files stay beside it and are what runs where it is not compiled.
+What is named here is compiled: the state machine, and what turns its actions into bytes and bytes
+into its events. It is the same code, two to three times as fast. The `.py` files stay beside it and
+are what runs where it is not compiled. The loop, in which tests and measurements stand in for
+parts, is left to the interpreter, and so is everything that runs seldom.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-PACKAGE = "mpproducer.sender"
+PACKAGE = "mpproducer"
 MODULES = (
-    "actions", "batch", "counters", "delivery", "discovery", "drain", "error_table", "idempotence",
-    "inflight", "load", "machine", "metadata", "metrics", "nodes", "partition", "replies",
-    "requests", "retry", "timers",
+    "net.frames", "net.stream", "sender.actions", "sender.batch", "sender.codec",
+    "sender.connections", "sender.counters", "sender.delivery", "sender.discovery", "sender.drain",
+    "sender.error_table", "sender.idempotence", "sender.inflight", "sender.load", "sender.machine",
+    "sender.metadata", "sender.metrics", "sender.nodes", "sender.partition", "sender.replies",
+    "sender.requests", "sender.retry", "sender.store", "sender.timers", "sender.workers",
+    "shm.frames", "wire.produce",
 )  # fmt: skip
-GROUP = f"{PACKAGE}._machine"  # what mypyc names the library after that holds all of them
+GROUP = f"{PACKAGE}.sender._compiled"  # what mypyc names the library after that holds all of them
 LIBRARY = f"{GROUP}__mypyc"
 NAMES = (LIBRARY, *(f"{PACKAGE}.{module}" for module in MODULES))
 # What the interpreter itself is compiled with where it matters: integers wrap.
@@ -40,13 +44,13 @@ class Unit(NamedTuple):
 
 
 def wanted() -> bool:
-    """Whether the machine is compiled at all: not with MPPRODUCER_INTERPRETED=1."""
+    """Whether anything is compiled: not with MPPRODUCER_INTERPRETED=1."""
     return os.environ.get("MPPRODUCER_INTERPRETED") != "1"
 
 
 def sources(root: Path) -> list[Path]:
     """The Python files that are compiled."""
-    return [root / "mpproducer" / "sender" / f"{module}.py" for module in MODULES]
+    return [root.joinpath(PACKAGE, *module.split(".")).with_suffix(".py") for module in MODULES]
 
 
 def target(root: Path, name: str) -> Path:
@@ -55,7 +59,7 @@ def target(root: Path, name: str) -> Path:
 
 
 def there(root: Path) -> bool:
-    """Whether the machine under `root` is compiled."""
+    """Whether the sender under `root` is compiled."""
     return target(root, LIBRARY).exists()
 
 
@@ -81,13 +85,13 @@ def remove(root: Path) -> None:
         target(root, name).unlink(missing_ok=True)
 
 
-def compile_machine(
+def compile_sender(
     root: Path, place: Callable[[str], Path], compile_c: Callable[[Unit, Path], None]
 ) -> None:
     """Compile the modules; `place` says where the extension of a name goes."""
     from mypyc.build import mypycify
 
-    with tempfile.TemporaryDirectory(prefix="mpproducer-machine-") as folder:
+    with tempfile.TemporaryDirectory(prefix="mpproducer-sender-") as folder:
         before = os.getcwd()
         os.chdir(root)
         try:
