@@ -132,10 +132,6 @@ class Stopwatch:
 
         return call
 
-    def watch(self, owner: Any, name: str, station: str) -> None:
-        """Time a method of an object from now on."""
-        setattr(owner, name, self.timed(station, getattr(owner, name)))
-
     def standin(self, owner: Any, **stations: str) -> Any:
         """What takes the place of an object that does not let its methods be replaced; method =
         station."""
@@ -170,6 +166,7 @@ class Host(Memory):
         )  # fmt: skip
         self.watch = Stopwatch()
         self.drain: Callable[[], int] = self.attachment.drain
+        self.turn: Callable[[], None] = self.loop.turn
         try:
             self.loop.worker_joined(self.worker)
             self.loop.report(actions.TopicWanted(TOPIC, self.topic_index))
@@ -184,8 +181,8 @@ class Host(Memory):
     def _watch(self) -> None:
         loop: Any = self.loop
         watch, apply, handlers = self.watch, loop._apply, loop.handlers
-        watch.watch(loop, "turn", "turn")
-        watch.watch(loop, "_sleep", "sleep")
+        self.turn = watch.timed("turn", loop.turn)
+        loop.pool = watch.standin(loop.pool, sleep="sleep")
         loop.store = watch.standin(loop.store, collect="collect", seal="freeze", release="release")
         loop.machine = watch.standin(loop.machine, on_event="machine")
         loop.produce = watch.standin(loop.produce, encode="encode")
@@ -202,7 +199,7 @@ class Host(Memory):
         while not reached():
             if time.monotonic() > until:
                 raise TimeoutError(f"no answer from {self.config.servers} within {_START_S:.0f} s")
-            self.loop.turn()
+            self.turn()
 
     def finish(self) -> None:
         """Turn until every batch is answered, reading what is told."""

@@ -2,8 +2,7 @@
 
 What is named here is compiled: the state machine, and what turns its actions into bytes and bytes
 into its events. It is the same code, two to three times as fast. The `.py` files stay beside it and
-are what runs where it is not compiled. The loop, in which tests and measurements stand in for
-parts, is left to the interpreter, and so is everything that runs seldom.
+are what runs where it is not compiled. What runs seldom is left to the interpreter.
 """
 
 from __future__ import annotations
@@ -19,7 +18,8 @@ PACKAGE = "mpproducer"
 MODULES = (
     "net.frames", "net.stream", "sender.actions", "sender.batch", "sender.codec",
     "sender.connections", "sender.counters", "sender.delivery", "sender.discovery", "sender.drain",
-    "sender.error_table", "sender.idempotence", "sender.inflight", "sender.load", "sender.machine",
+    "sender.error_table", "sender.idempotence", "sender.inflight", "sender.load", "sender.loop",
+    "sender.machine",
     "sender.metadata", "sender.metrics", "sender.nodes", "sender.partition", "sender.replies",
     "sender.requests", "sender.retry", "sender.store", "sender.timers", "sender.workers",
     "shm.frames", "wire.produce",

@@ -311,7 +311,17 @@ def test_completions_are_written_before_the_turn_looks_at_memory(
     worker, reader = _worker(loop)
     os.set_blocking(reader, False)
     seen = []
-    monkeypatch.setattr(loop, "collect", lambda: seen.append(os.read(reader, 4096)))
+
+    class Looking:
+        """The pool, which first reads what a worker finds in its pipe."""
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "dirty":
+                seen.append(os.read(reader, 4096))
+            return getattr(pool, name)
+
+    pool = loop.pool
+    monkeypatch.setattr(loop.store, "_pool", Looking())
     loop.handlers[loop._wake_fd] = lambda _mask: _complete(loop, 1, 2)
     loop.wake()
     loop.turn()

@@ -17,7 +17,9 @@ import pytest
 
 import mpproducer
 from mpproducer.errors import Unknown
-from mpproducer.sender import loop, process
+from mpproducer.sender import process
+from mpproducer.sender.batch import NEVER_NS
+from mpproducer.sender.server import Server
 from mpproducer.shm.rendezvous import Rendezvous, lock, unlock
 from mpproducer.testing import Broker
 from tests.conftest import wait_until
@@ -188,7 +190,7 @@ def test_a_crash_is_told_to_the_workers_and_is_the_exit_status(
         broken.set()
         raise AssertionError("a bug")
 
-    monkeypatch.setattr(loop.Loop, "collect", crash)
+    monkeypatch.setattr(Server, "on_turn", crash)
     with pytest.raises(mpproducer.KafkaError, match="crashed"):
         producer.flush(timeout=5)
         future.result(timeout=10)
@@ -204,11 +206,14 @@ def test_a_record_that_comes_as_the_sender_ends_is_not_written_and_says_so(
     late: list[Any] = []
     producer.partitions_for("t")  # attaches, and has the topic known
 
-    def turn(self: loop.Loop) -> None:
-        late.append(producer.send("t", b"late"))
-        self.exit_why = "a test ends it"
+    def at_last(self: Server, _now_ns: int) -> int:
+        assert self.loop is not None
+        if not late:
+            late.append(producer.send("t", b"late"))
+        self.loop.exit_why = "a test ends it"
+        return NEVER_NS
 
-    monkeypatch.setattr(loop.Loop, "turn", turn)
+    monkeypatch.setattr(Server, "on_turn", at_last)
     assert wait_until(lambda: codes == [0], 10)
     with pytest.raises(mpproducer.NotWritten, match="has ended"):
         late[0].result(timeout=10)

@@ -21,12 +21,12 @@ if __name__ == "__main__":
     with atheris.instrument_imports(
         include=["mpproducer.wire", "mpproducer.net", "mpproducer.shm"]
     ):
-        from mpproducer.net import frames
+        from mpproducer.net import errors, frames
         from mpproducer.shm import control
         from mpproducer.wire import framing, messages, record_batch
         from tests.wire import produce_reference
 else:
-    from mpproducer.net import frames
+    from mpproducer.net import errors, frames
     from mpproducer.shm import control
     from mpproducer.wire import framing, messages, record_batch
     from tests.wire import produce_reference
@@ -37,7 +37,7 @@ CORPUS = Path(__file__).with_name("corpus")
 MAX_RECORDS_BYTES = 1 << 20
 MAX_FRAME_BYTES = 1 << 16
 APIS = [api for _, api in sorted(messages.APIS.items())]
-_REFUSED = (ProtocolError, frames.FrameTooLarge, control.ControlError)
+_REFUSED = (ProtocolError, errors.FrameTooLarge, control.ControlError)
 
 
 def _request(data: bytes, _version: int) -> None:
