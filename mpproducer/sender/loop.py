@@ -200,7 +200,7 @@ class Loop:
         if self._events or self._answers or self.exit_why:
             return now_ns
         store = self.store
-        soon_ns = store.look_again_ns()
+        soon_ns: int = store.look_again_ns()
         if soon_ns:
             most_ns = soon_ns
         elif store.watches_worker() or self._waiting:
@@ -427,7 +427,8 @@ class Loop:
         for owner in list(self.workers.retired):
             if self.pool.owner_reusable(owner):
                 del self.workers.retired[owner]
-        return self.workers.free_owner()
+        free: int = self.workers.free_owner()
+        return free
 
     # --- counters and the end
 
