@@ -19,7 +19,6 @@ from typing import Any
 
 import psutil
 import pytest
-import sender_build
 
 from mpproducer import Producer
 from mpproducer.testing import Broker
@@ -35,6 +34,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    import sender_build  # here: others import this file where scripts/ is not on the path
+
     if (source := sender_build.stale(ROOT)) is not None:
         raise pytest.UsageError(
             f"{source.relative_to(ROOT)} is newer than its compiled form: compile it again with "
@@ -65,6 +66,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> str:
+    import sender_build
+
     sender = "compiled" if sender_build.there(ROOT) else "interpreted"
     return f"seed of the tests' data: --seed={config.stash[_SEED]}; the sender is {sender}"
 

@@ -180,7 +180,7 @@ def _case(options: Options, rate: int, processes: int, partitions: int, linger_m
 def _cases(options: Options) -> list[Case]:
     rates, counts = options.rates, options.processes
     if options.quick:
-        return [_case(options, rates[0], n, 12, 5) for n in (counts[0], counts[-1])]
+        return [_case(options, rates[0], n, 12, 5) for n in counts]
     if options.full:
         return [
             _case(options, rate, n, partitions, linger)

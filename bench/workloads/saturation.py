@@ -202,6 +202,7 @@ def _cases(options: Options) -> list[Case]:
         return [
             _case(options, _EVERY, 100, "none", False, 1),
             _case(options, _SEVERAL, 100, "zstd", True, 2),
+            _case(options, _SEVERAL, 100, "none", False, 4),
         ]
     if options.full:
         return [

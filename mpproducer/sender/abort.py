@@ -34,14 +34,18 @@ def tell_everybody(
     that no record can be added to a batch that is told NOT_WRITTEN."""
     pool.close_region()
     told = 0
-    for batch in list(machine.delivery.aging):
-        told += _tell(batch, store, workers, message)
-    for event in store.collect_all():
-        if isinstance(event, actions.BatchOpened):
-            partition = Partition("", -1, -1, event.partition_index)
-            batch = ProducerBatch(partition, event.batch_seq, event.slot, 0, 0)
+    try:
+        for batch in list(machine.delivery.aging):
             told += _tell(batch, store, workers, message)
-    workers.flush()
+        for event in store.collect_all():
+            if isinstance(event, actions.BatchOpened):
+                partition = Partition("", -1, -1, event.partition_index)
+                batch = ProducerBatch(partition, event.batch_seq, event.slot, 0, 0)
+                told += _tell(batch, store, workers, message)
+    finally:
+        # What ended the sender may be what cannot be read here either: that is for the caller. The
+        # others are told.
+        workers.flush()
     return told
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import pytest
+
+from mpproducer._core import native
 from mpproducer.reason import Reason
 from mpproducer.sender import actions as a
 from mpproducer.sender.abort import CRASHED, tell_everybody
@@ -21,11 +24,14 @@ class World:
         self.order: list[str] = []
         self.told: list[a.Complete] = []
         self.fresh: list[a.Event] = []
+        self.broken: Exception | None = None
 
     def close_region(self) -> None:
         self.order.append("closed")
 
     def collect_all(self) -> list[a.Event]:
+        if self.broken is not None:
+            raise self.broken
         return self.fresh
 
     def seal(self, action: a.Seal) -> a.Sealed:
@@ -47,6 +53,17 @@ class World:
     def end(self) -> int:
         """The crash."""
         return tell_everybody(self.h.machine, cast(Store, self), cast(Workers, self), self, CRASHED)
+
+
+def test_memory_that_cannot_be_read_does_not_keep_back_what_is_certain() -> None:
+    h = Harness(linger_ms=1_000).ready()
+    h.open("t", 0)
+    world = World(h)
+    world.broken = native.CorruptBatch("a chain that never ends")
+    with pytest.raises(native.CorruptBatch):
+        world.end()
+    assert [action.outcomes[0].kind for action in world.told] == [a.Kind.NOT_WRITTEN]
+    assert world.order[-1] == "flushed"
 
 
 def test_each_batch_is_told_by_what_may_have_happened_to_it() -> None:
