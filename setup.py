@@ -11,17 +11,15 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
-import native_build  # noqa: E402
-import sender_build  # noqa: E402 - found through the line above
-
-NATIVE = "mpproducer._core.native"
+import native_build  # noqa: E402 - found through the line above
+import sender_build  # noqa: E402
 
 
 class BuildNative(build_ext):
     """Compiles with plain commands: the flags Python itself was built with do not leak in."""
 
     def build_extensions(self) -> None:
-        native_build.compile_native(native_build.sources(ROOT), self._place(NATIVE))
+        native_build.compile_native(native_build.sources(ROOT), self._place(native_build.NATIVE))
         if sender_build.wanted():
             sender_build.compile_sender(ROOT, self._place, native_build.compile_unit)
 
@@ -35,7 +33,7 @@ def _relative(paths: list[Path]) -> list[str]:
 
 def _extensions() -> list[Extension]:
     core = Extension(
-        NATIVE,
+        native_build.NATIVE,
         sources=_relative(native_build.sources(ROOT)),
         depends=_relative(native_build.headers(ROOT)),
     )

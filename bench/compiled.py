@@ -7,6 +7,7 @@ tool has no such words, so what it costs is the slope between a short and a long
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from bench.config import Result, Setup
 from bench.fleet import RUN_S, RunFailed
 
 _NATIVE = Path(__file__).resolve().parent / "native"
+_ROOT = _NATIVE.parent.parent
 _BUILD_S = 300.0
 _START_S = 60.0
 _VALUES = 2_000
@@ -73,12 +75,16 @@ def librdkafka(scratch: Path) -> tuple[Path, str | None]:
     return program, why and f"{why}"
 
 
+def _script(name: str) -> Any:
+    """A module of scripts/."""
+    sys.path.insert(0, str(_ROOT / "scripts"))
+    return importlib.import_module(name)
+
+
 @functools.cache
 def java(scratch: Path) -> tuple[list[str], str | None]:
     """(command of ProducerPerformance, why it is missing or None)."""
-    sys.path.insert(0, str(_NATIVE.parent.parent / "scripts"))
-    import kafka_jars
-
+    kafka_jars = _script("kafka_jars")
     try:
         if not kafka_jars.ready():
             return [], "Kafka's jars are not there: scripts/kafka prepare"
@@ -94,11 +100,8 @@ def java(scratch: Path) -> tuple[list[str], str | None]:
 def sender_missing() -> bool:
     """Whether the sender of this checkout would not run as one that was installed does: it is not
     compiled, or was before its sources changed."""
-    root = _NATIVE.parent.parent
-    sys.path.insert(0, str(root / "scripts"))
-    import sender_build
-
-    return not sender_build.there(root) or sender_build.stale(root) is not None
+    due: bool = _script("sender_build").due(_ROOT)
+    return due
 
 
 def missing(name: str, scratch: Path) -> str | None:

@@ -1,5 +1,5 @@
-"""Compiles the C core and most of the sender (sender_build.py), with the system's
-compiler or with Zig's from a wheel.
+"""Compiles the C core and most of the sender (sender_build.py), with the system's compiler or with
+Zig's from a wheel.
 
 Used three ways: by setup.py, as the PEP 517 build backend (it adds `ziglang` to the build
 requirements where no compiler is found), and as a command that rebuilds in place what is older
@@ -31,6 +31,7 @@ from typing import Any
 import sender_build
 
 ROOT = Path(__file__).resolve().parent.parent
+NATIVE = "mpproducer._core.native"
 FLAGS = [
     "-std=c11", "-O3", "-g", "-fPIC", "-shared", "-Wall", "-Wextra", "-fvisibility=hidden",
     "-fno-semantic-interposition",
@@ -177,11 +178,10 @@ def main() -> None:
     parser.add_argument("--sender", action="store_true", help="leave the core as it is")
     options = parser.parse_args()
     if not options.sender:
-        suffix = sysconfig.get_config_var("EXT_SUFFIX")
-        compile_native(sources(ROOT), ROOT / "mpproducer" / "_core" / f"native{suffix}")
+        compile_native(sources(ROOT), sender_build.target(ROOT, NATIVE))
     if not sender_build.wanted():
         sender_build.remove(ROOT)
-    elif sender_build.stale(ROOT) or not sender_build.there(ROOT):
+    elif sender_build.due(ROOT):
         place = functools.partial(sender_build.target, ROOT)
         sender_build.compile_sender(ROOT, place, compile_unit)
 

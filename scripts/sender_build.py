@@ -19,10 +19,9 @@ MODULES = (
     "net.frames", "net.stream", "sender.actions", "sender.batch", "sender.codec",
     "sender.connections", "sender.counters", "sender.delivery", "sender.discovery", "sender.drain",
     "sender.error_table", "sender.idempotence", "sender.inflight", "sender.load", "sender.loop",
-    "sender.machine",
-    "sender.metadata", "sender.metrics", "sender.nodes", "sender.partition", "sender.replies",
-    "sender.requests", "sender.retry", "sender.store", "sender.timers", "sender.workers",
-    "shm.frames", "wire.produce",
+    "sender.machine", "sender.metadata", "sender.metrics", "sender.nodes", "sender.partition",
+    "sender.replies", "sender.requests", "sender.retry", "sender.store", "sender.timers",
+    "sender.workers", "shm.frames", "wire.produce",
 )  # fmt: skip
 GROUP = f"{PACKAGE}.sender._compiled"  # what mypyc names the library after that holds all of them
 LIBRARY = f"{GROUP}__mypyc"
@@ -67,16 +66,21 @@ def stale(root: Path) -> Path | None:
     """A source that is newer than its compiled form, which is there; None: all is up to date, or
     interpreted."""
     made = [target(root, name) for name in NAMES]
-    there = [path.stat().st_mtime for path in made if path.exists()]
-    if not there:
+    times = [path.stat().st_mtime for path in made if path.exists()]
+    if not times:
         return None
-    if len(there) < len(made):
+    if len(times) < len(made):
         return made[0]
-    oldest = min(there)
+    oldest = min(times)
     for source in sources(root):
         if source.stat().st_mtime > oldest:
             return source
     return None
+
+
+def due(root: Path) -> bool:
+    """Whether there is something to compile: nothing is compiled yet, or it is stale."""
+    return not there(root) or stale(root) is not None
 
 
 def remove(root: Path) -> None:

@@ -1,8 +1,6 @@
 /* The records of a chunk, out of their columns. */
 #include "py_chunk.h"
 
-#define OBJECT_BYTES (UINT64_C(1) << 20) /* of Python objects: no more than that is decoded at once */
-
 int chunk_make(struct chunk *chunk, uint32_t room, int plain, int keyed) {
     chunk->room = room;
     chunk->values = PyMem_Malloc(room * sizeof *chunk->values);
@@ -88,7 +86,7 @@ static Py_ssize_t read_objects(struct chunk *chunk, const struct column *c, Py_s
         const uint64_t size = values[i].bytes > 0 ? (uint64_t)values[i].bytes : 0;
         *sizes |= size;
         bytes += size;
-        if (bytes > OBJECT_BYTES) return i + 1;
+        if (bytes > CHUNK_BYTES) return i + 1;
     }
     return count;
 }

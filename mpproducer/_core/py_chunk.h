@@ -4,6 +4,9 @@
 
 #include "py_columns.h"
 
+/* Of a chunk that is appended, and of Python objects that are decoded at once. */
+#define CHUNK_BYTES (UINT64_C(1) << 20)
+
 struct chunk {
     uint32_t room; /* records */
     struct mp_value *values, *keys;

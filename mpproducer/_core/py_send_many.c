@@ -6,7 +6,6 @@
 #define CHUNK 1024u             /* records that are decoded before they are appended */
 #define CHUNK_OF_MANY 8192u     /* at most, where many partitions would make short runs */
 #define RECORDS_PER_PARTITION 64u
-#define CHUNK_BYTES (UINT64_C(1) << 20)
 #define CHUNKS_PER_BREATH 64u   /* then other threads get the GIL, if one wants it */
 #define END UINT32_MAX
 

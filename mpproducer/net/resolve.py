@@ -62,8 +62,6 @@ class Resolver:
 
     def take(self) -> list[Answer]:
         """The answers since the last call."""
-        if not self._answers:
-            return []
         taken = []
         while self._answers:
             taken.append(self._answers.popleft())

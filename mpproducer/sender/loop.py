@@ -54,11 +54,6 @@ def dispatch(handlers: dict[int, Callable[[int], None]], events: list[tuple[int,
     2. The bye closes both; a worker that comes in behind it gets the number for its own pidfd.
     3. The old event of that number would say of the newcomer that it died.
     """
-    if len(events) == 1:
-        ((fd, mask),) = events
-        if (handler := handlers.get(fd)) is not None:
-            handler(mask)
-        return
     ready = [(fd, mask, handlers.get(fd)) for fd, mask in events]
     for fd, mask, handler in ready:
         if handler is not None and handlers.get(fd) is handler:
@@ -265,9 +260,7 @@ class Loop:
             else:
                 self.report(actions.ResolveFailed(answer.token, answer.host, answer.why))
         if self.store.compressor is not None:
-            done = self.store.compression_done(self.now_ns)
-            if done:
-                self.feed_all(done)
+            self.feed_all(self.store.compression_done(self.now_ns))
 
     def _memory(self) -> None:
         """Blocked writers: nothing lingers while they wait; serve them when memory came back."""

@@ -199,8 +199,6 @@ class Store:
     def compression_done(self, now_ns: int) -> list[Event]:
         """Streams finished by our threads or by workers since the last call."""
         events: list[Event] = []
-        if not self._busy and (self.compressor is None or not self.compressor.pending):
-            return events
         if self.compressor is not None and self.compressor.pending:
             for done in self.compressor.take():
                 if done.error is not None:

@@ -30,8 +30,8 @@ from mpproducer.shm.counters import INDEX
 class Spy:
     """Stands in for the machine: keeps what it is told and answers what the test says."""
 
-    def __init__(self) -> None:
-        self.machine: Any = None  # whose state is looked at
+    def __init__(self, machine: Any) -> None:
+        self.machine = machine  # whose state is looked at
         self.events: list[Any] = []
         self.mores: list[bool] = []
         self.answers: dict[type, list[Any]] = {}
@@ -102,8 +102,7 @@ def loop(config: Config, fds: list[int]) -> Iterator[Loop]:
 
 @pytest.fixture
 def spy(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> Spy:
-    made = Spy()
-    made.machine = loop.machine
+    made = Spy(loop.machine)
     monkeypatch.setattr(loop, "machine", made)
     return made
 
@@ -337,9 +336,7 @@ def test_S37_an_exception_in_the_machine_leaves_the_loop_and_is_not_swallowed(
         def on_event(self, event: Any, _now_ns: int, *, more: bool = False) -> list[Any]:
             raise AssertionError("a bug")
 
-    broken = Broken()
-    broken.machine = loop.machine
-    monkeypatch.setattr(loop, "machine", broken)
+    monkeypatch.setattr(loop, "machine", Broken(loop.machine))
     with pytest.raises(AssertionError, match="a bug"):
         loop.report(a.FlushAsked())
 
