@@ -250,6 +250,12 @@ class Loop:
     def collect(self) -> None:
         """Report what workers announced in shared memory."""
         found = self.store.collect()
+        if self.store.just_linked():
+            # 1. A worker announces its batch, which wakes us, on the processor it runs on.
+            # 2. We go first, and find the batch without its record.
+            # It commits as soon as it runs: after a sleep's timer it would have run long ago.
+            os.sched_yield()
+            found += self.store.collect()
         if found:
             self.feed_all(found)
 

@@ -100,7 +100,7 @@ def test_1000_unpickled_handles_of_one_process_are_one_attachment(
     for thread in threads:
         thread.join(60)
     gc.collect()
-    assert descriptors() == before
+    assert wait_until(lambda: descriptors() == before, 5)
     status = status_of(producer)
     assert status["workers"] == [os.getpid()]
     assert status["counters"]["worker-joined-total"] == 1
