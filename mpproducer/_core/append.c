@@ -164,6 +164,22 @@ static ALWAYS uint32_t write_run(struct mp_writer *writer, struct mp_run *run,
     return done;
 }
 
+/* After a commit to a batch that somebody else may have opened.
+ *  1. A marks its batch, commits its first record, and is stopped before it wakes the sender.
+ *  2. B adds its record to A's batch, which is known to nobody else.
+ *  3. The sender sleeps on: B's record would wait for A.
+ * A mark that is gone was taken by a sender that was awake: it knows the batch, or looks again. */
+static inline void look_for_other(struct mp_writer *writer, uint32_t partition,
+                                  const struct mp_slot *header) {
+    const struct mp_region *region = &writer->region;
+    const uint64_t marks = atomic_load_explicit(&region->dirty[partition / 64], SEQ_CST);
+    if (!(marks >> partition % 64 & 1)) return;
+    const uint64_t sleep = atomic_load_explicit(&region->pool->wake, SEQ_CST);
+    if (sleep == 0) return;
+    /* By now the slot may be another batch's: then this one has been sent, and nothing is missed. */
+    mp_wake_for_other(writer, sleep, atomic_load_explicit(&header->opened_us, RELAXED));
+}
+
 /* Appends to the batch that open[partition] shows, if it still takes records: as many as fit, all
  * committed by one CAS, so that they are in the batch together or not at all. */
 static ALWAYS enum turn append_open(struct mp_writer *writer, uint32_t partition, uint64_t open,
@@ -261,16 +277,19 @@ static ALWAYS enum turn append_open(struct mp_writer *writer, uint32_t partition
          * of this partition finds the seal and announces the batch that it opens. */
         note_sealed(writer, place, id, slot, word);
         mp_announce(writer, partition, 1);
+    } else {
+        look_for_other(writer, partition, header);
     }
     return TURN_DONE;
 }
 
 /* Opens the partition's next batch with the record in it. The record is written before the link, so
- * that others never meet a long ownership. The announcement comes between link and commit:
- *  1. A links, commits, and is stopped before it announces.
- *  2. B adds its record to A's batch; being second, it announces nothing.
- *  3. The sender sleeps on: B's record waits for A.
- * Announced first, a stop before the commit makes B seal A's batch and announce its own. */
+ * that others never meet a long ownership. The mark in dirty[] comes between link and commit, the
+ * wake-up behind the commit:
+ *  1. A wakes the sender before its commit, on the processor it runs on, and loses it.
+ *  2. The sender finds a batch without a record, and can only look again later.
+ * What a stop between commit and wake-up leaves undone, the next writer of the batch does, who sees
+ * by the mark that the sender has not looked since (look_for_other). */
 SELDOM static enum turn append_new(struct mp_writer *writer, uint32_t partition, uint64_t open,
                             const struct mp_record *record, struct mp_place *place) {
     struct mp_region *region = &writer->region;
@@ -326,7 +345,7 @@ SELDOM static enum turn append_new(struct mp_writer *writer, uint32_t partition,
     uint64_t committed = MP_LIVE | gen | UINT64_C(1) << MP_COUNT_SHIFT | total;
     const int full = is_full(total, 1, total, batch_size);
     if (full) committed |= MP_SEAL;
-    mp_announce(writer, partition, full);
+    mp_mark(region, partition);
     MP_STEP(17);
     if (!atomic_compare_exchange_strong_explicit(&header->word, &expected, committed, RELEASE,
                                                  RELAXED)) {
@@ -339,6 +358,7 @@ SELDOM static enum turn append_new(struct mp_writer *writer, uint32_t partition,
     MP_STEP(18);
     writer->opened++;
     if (full) note_sealed(writer, place, id, slot, committed);
+    mp_wake_for_mark(writer, full);
     place->batch_id = id;
     place->slot = slot;
     place->index = 0;

@@ -128,8 +128,14 @@ void mp_wait_slice(struct mp_writer *writer, int64_t timeout_ns);
 int mp_wait_over(const struct mp_writer *writer);
 int mp_wait_end(struct mp_writer *writer); /* 1: granted, the stash holds the slots */
 
-/* Tells the sender that a partition has something to do at `ready_us` (CLOCK_MONOTONIC, 0 = now). */
+/* Tells the sender that a partition has something to do, now (`sealed`) or when its linger ends: the
+ * mark in dirty[], and behind it the wake-up, should it sleep for longer. */
 void mp_announce(struct mp_writer *writer, uint32_t partition, int sealed);
+void mp_mark(struct mp_region *region, uint32_t partition);
+void mp_wake_for_mark(struct mp_writer *writer, int sealed);
+/* For a batch whose mark still stands while the sender sleeps: who opened it may have been stopped. */
+void mp_wake_for_other(struct mp_writer *writer, uint64_t sleep, uint32_t opened_us);
+/* Wakes a sender that sleeps beyond `ready_us` (CLOCK_MONOTONIC). */
 void mp_wake_sender(struct mp_writer *writer, uint64_t ready_us);
 
 /* Compression by the worker that filled a batch: begun by mp_append_run (`ours`) before the batch is

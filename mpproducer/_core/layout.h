@@ -26,7 +26,7 @@
  *   participants
  *  slot.head       claimer of an extension         sender          release/acquire  batch_id, pos
  *  slot.compress   worker and sender (CAS)         both            acq_rel          itself
- *  dirty[]         worker (or), sender (xchg 0)    sender          seq_cst          wake (Dekker)
+ *  dirty[]         worker (or), sender (xchg 0)    both            seq_cst          wake (Dekker)
  *  wake            sender (xchg), worker (CAS->0)  worker          seq_cst          dirty (Dekker)
  *  waiting[]       worker (or / and own bit)       all             seq_cst          wake, T9 (Dekker)
  *  waiter.state    worker, sender (CAS)            both, futex     acq_rel          itself
@@ -54,8 +54,7 @@
  *  R3  n and bytes are read once at the seal and kept privately; the walk recomputes the rest.
  *  R4  reaper order: death confirmed -> new batches collected -> word loaded -> CAS from it.
  *  R5  an owner id is given to another process only when no slot shows it.
- *  R6  between T1/T3 and T2 no allocation, lock, Python call or log line; the one syscall is the
- *      wake-up that announces a new batch to a sleeping sender.
+ *  R6  between T1/T3 and T2 no allocation, lock, Python call, log line or system call.
  *  R7  a claimed extension slot names its batch and place (batch_id, pos): if its claimer dies it
  *      is freed exactly when that batch does not count it.
  *  R8  a slot whose word is FREE has its bit in free[], or a process stands between the two: one that

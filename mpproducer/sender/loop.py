@@ -4,8 +4,8 @@ One thread. Per turn: what arrived from the network, what workers announced in s
 time; actions are carried out as they come, completions are written once per worker behind what
 arrived, and it sleeps until something happens. While a batch is announced but has no record, or
 memory waits for a writer that stands still, it sleeps MAX_SLEEP_NS at most: no wake-up comes from a
-worker that was stopped and goes on. Otherwise every record has been announced before its commit,
-every death wakes by its pidfd, and an idle sender sleeps.
+worker that was stopped and goes on. Otherwise no `send` that has returned depends on the wake-up of
+another worker, every death wakes by its pidfd, and an idle sender sleeps.
 
 An exception in a handler is a bug: it leaves `run`, and the process tells every worker what can be
 told and ends (process.py). Nothing is logged and carried on with.
@@ -250,12 +250,6 @@ class Loop:
     def collect(self) -> None:
         """Report what workers announced in shared memory."""
         found = self.store.collect()
-        if self.store.just_linked():
-            # 1. A worker announces its batch, which wakes us, on the processor it runs on.
-            # 2. We go first, and find the batch without its record.
-            # It commits as soon as it runs: after a sleep's timer it would have run long ago.
-            os.sched_yield()
-            found += self.store.collect()
         if found:
             self.feed_all(found)
 

@@ -216,10 +216,6 @@ class Store:
                     self._submit(batch)
         return events
 
-    def just_linked(self) -> bool:
-        """The last look was the first that found a batch without a record."""
-        return bool(self._unborn) and self._looks == 0
-
     def look_again_ns(self) -> int:
         """How soon to look again: a worker compresses a batch we want, or has announced a batch
         whose first record it is about to commit. 0: there is none; one that does not commit for

@@ -6,100 +6,7 @@
  * `meanwhile` once when it comes to `at_step`: whatever runs there happens while that writer is
  * stopped at that step. Exit status 1, with the line, where something is not as it must be.
  */
-#include <stdio.h>
-#include <stdlib.h>
-#include <sys/eventfd.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
-#include "append.h"
-#include "pool.h"
-
-enum { WRITERS = 4, PARTITIONS = 3, GENERATIONS = 1 << 14 };
-
-static struct mp_sender sender;
-static struct mp_writer writer[WRITERS];
-static struct mp_span spans[80];
-static int wake_fd;
-static int at_step;
-static void (*meanwhile)(void);
-
-#define CHECK(what)                                                                              \
-    do {                                                                                         \
-        if (!(what)) {                                                                           \
-            fprintf(stderr, "scenarios: line %d: %s\n", __LINE__, #what);                        \
-            exit(1);                                                                             \
-        }                                                                                        \
-    } while (0)
-
-void mp_step(int id) {
-    if (id != at_step) return;
-    at_step = 0;
-    meanwhile();
-}
-
-static void stop_at(int step, void (*then)(void)) {
-    at_step = step;
-    meanwhile = then;
-}
-
-static void open_pool(uint32_t slots, uint32_t batch_size) {
-    size_t ctl_bytes, pool_bytes;
-    mp_segment_sizes(slots, PARTITIONS, 1, &ctl_bytes, &pool_bytes);
-    const int ctl = memfd_create("ctl", 0), pool = memfd_create("pool", 0);
-    CHECK(ftruncate(ctl, (off_t)ctl_bytes) == 0 && ftruncate(pool, (off_t)pool_bytes) == 0);
-    wake_fd = eventfd(0, EFD_NONBLOCK);
-    const struct mp_geometry geometry = {.slots = slots, .max_partitions = PARTITIONS,
-                                         .max_topics = 1, .batch_size = batch_size,
-                                         .max_request_size = 1 << 20, .linger_us = 1000,
-                                         .generation = 1};
-    CHECK(mp_sender_open(&sender, ctl, pool, &geometry) == NULL);
-    sender.next_index = PARTITIONS;
-    for (uint32_t i = 0; i < WRITERS; i++) {
-        writer[i] = (struct mp_writer){.owner = i + 1, .stash = MP_NONE, .wake_fd = wake_fd};
-        CHECK(!mp_region_map(&writer[i].region, ctl, pool, slots, PARTITIONS, 1, 0));
-        sender.alive[i + 1] = 1;
-    }
-}
-
-static int was_woken(void) {
-    uint64_t count;
-    return read(wake_fd, &count, sizeof count) == sizeof count;
-}
-
-static enum mp_status put(int who, uint32_t partition, int32_t bytes, struct mp_place *place) {
-    static uint8_t value[200000];
-    const struct mp_record record = {.value = value, .value_bytes = bytes, .key_bytes = -1,
-                                     .timestamp_ms = 1000};
-    return mp_append(&writer[who], partition, &record, 0, place);
-}
-
-/* Seals and walks the oldest batch of the partition; its records, and its slot in *slot. */
-static uint32_t take(uint32_t partition, uint32_t *slot) {
-    uint32_t found[80];
-    uint64_t seq;
-    CHECK(mp_new_batches(&sender, partition, found, &seq) == 1);
-    CHECK(mp_seal(&sender, found[0]));
-    struct mp_walk walk = {.span = spans};
-    CHECK(mp_walk(&sender, found[0], &walk) == NULL);
-    if (slot) *slot = found[0];
-    return walk.records;
-}
-
-static uint32_t cycle_slot;
-
-static void cycle(uint32_t partition) {
-    struct mp_place place;
-    CHECK(put(1, partition, 10, &place) == MP_DONE);
-    CHECK(take(partition, &cycle_slot) == 1);
-    CHECK(mp_release(&sender, cycle_slot));
-}
-
-static void check_all_free(uint32_t slots) {
-    CHECK(mp_retry_quarantine(&sender) == 0);
-    CHECK(mp_waiters(&sender) == 0);
-    CHECK(mp_free_slots(&sender) == slots);
-}
+#include "scenario.h"
 
 /* --- compression */
 
@@ -324,6 +231,74 @@ static void an_empty_batch_of_a_living_owner_is_not_sealed(void) {
     check_all_free(4);
 }
 
+/* --- announcements */
+
+static void fall_asleep(uint64_t for_us) {
+    while (was_woken()) {
+    }
+    CHECK(mp_sleep_begin(&sender, (uint64_t)mp_now_ns() / 1000 + for_us));
+}
+
+static void is_marked_and_woke_nobody(void) {
+    CHECK(!was_woken());
+    CHECK(atomic_load(&sender.region.dirty[0]) == 1);
+}
+
+static void the_sender_is_woken_behind_the_first_commit_of_a_batch(void) {
+    struct mp_place place;
+    open_pool(4, 100000);
+    for (int step = 17; step <= 18; step++) { /* before the commit, and behind it */
+        fall_asleep(1000000);
+        stop_at(step, is_marked_and_woke_nobody);
+        CHECK(put(0, 0, 10, &place) == MP_DONE && place.index == 0 && at_step == 0);
+        CHECK(was_woken() && mp_take_dirty(&sender, 0) == 1);
+        uint32_t slot;
+        CHECK(take(0, &slot) == 1 && mp_release(&sender, slot));
+    }
+    fall_asleep(500); /* the linger is 1 ms: it wakes by itself before */
+    CHECK(put(0, 0, 10, &place) == MP_DONE && place.index == 0 && !was_woken());
+}
+
+static void other_adds_and_wakes_the_sender(void) {
+    struct mp_place place;
+    CHECK(!was_woken());
+    CHECK(put(1, 0, 10, &place) == MP_DONE && place.index == 1);
+    CHECK(was_woken());
+    CHECK(put(1, 0, 10, &place) == MP_DONE && place.index == 2);
+    CHECK(!was_woken()); /* once is enough */
+}
+
+static void who_adds_to_the_batch_of_a_stopped_opener_wakes_the_sender(void) {
+    struct mp_place place;
+    open_pool(4, 100000);
+    fall_asleep(1000000);
+    stop_at(18, other_adds_and_wakes_the_sender);
+    CHECK(put(0, 0, 10, &place) == MP_DONE && at_step == 0);
+    CHECK(take(0, NULL) == 3);
+}
+
+static void other_adds_and_wakes_nobody(void) {
+    struct mp_place place;
+    CHECK(put(1, 0, 10, &place) == MP_DONE && place.index == 1);
+    CHECK(!was_woken());
+}
+
+static void look_before_its_first_record(void) { CHECK(mp_take_dirty(&sender, 0) == 2); }
+
+static void who_adds_to_a_batch_that_will_be_looked_at_wakes_nobody(void) {
+    struct mp_place place;
+    open_pool(4, 100000);
+    fall_asleep(500); /* before the batch is due */
+    stop_at(18, other_adds_and_wakes_nobody);
+    CHECK(put(0, 0, 10, &place) == MP_DONE && at_step == 0);
+    CHECK(take(0, NULL) == 2 && mp_take_dirty(&sender, 0) == 1);
+    mp_sleep_end(&sender);
+    stop_at(17, look_before_its_first_record);
+    CHECK(put(0, 1, 10, &place) == MP_DONE && at_step == 0);
+    fall_asleep(1000000); /* the mark was taken */
+    CHECK(put(1, 1, 10, &place) == MP_DONE && place.index == 1 && !was_woken());
+}
+
 /* --- memory waiters */
 
 static void slots_put_by_for_a_waiter_that_gave_up_come_back(void) {
@@ -514,6 +489,9 @@ static const struct {
     SCENARIO(a_writer_that_never_acknowledges_keeps_the_slot_until_it_is_dead),
     SCENARIO(a_link_that_lost_appends_to_the_batch_that_won),
     SCENARIO(an_empty_batch_of_a_living_owner_is_not_sealed),
+    SCENARIO(the_sender_is_woken_behind_the_first_commit_of_a_batch),
+    SCENARIO(who_adds_to_the_batch_of_a_stopped_opener_wakes_the_sender),
+    SCENARIO(who_adds_to_a_batch_that_will_be_looked_at_wakes_nobody),
     SCENARIO(slots_put_by_for_a_waiter_that_gave_up_come_back),
     SCENARIO(a_second_wait_of_the_same_owner_is_not_slept_over),
     SCENARIO(a_waiter_that_gives_up_lets_the_next_one_be_served),

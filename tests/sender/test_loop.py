@@ -252,38 +252,6 @@ def test_X1_a_dead_workers_batches_are_found_before_its_memory_is_given_back(
     worker.close()
 
 
-def test_a_writer_that_woke_the_sender_before_its_commit_gets_the_processor_first(
-    loop: Loop, spy: Spy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Pool:
-        """One batch, announced and linked, and its first record behind a yield."""
-
-        def __init__(self) -> None:
-            self.new = [(1, 30, 0)]
-            self.yields = 0
-
-        def dirty(self) -> list[int]:
-            return [4] if self.new else []
-
-        def new_batches(self, _index: int) -> list[tuple[int, int, int]]:
-            new, self.new = self.new, []
-            return new
-
-        def peek(self, _slot: int) -> tuple[bool, int, int, int]:
-            return False, self.yields, 0, 0
-
-        def sched_yield(self) -> None:
-            self.yields += 1
-
-    pool = Pool()
-    monkeypatch.setattr(os, "sched_yield", pool.sched_yield)
-    monkeypatch.setattr(loop.store, "_pool", pool)
-    loop.collect()
-    assert spy.events == [a.BatchOpened(4, 1, 30, opened_ns=0)]
-    loop.collect()
-    assert pool.yields == 1
-
-
 def test_a_wake_ends_the_sleep(loop: Loop, spy: Spy) -> None:
     loop.turn()
     loop.wake()

@@ -203,21 +203,6 @@ def test_a_batch_without_a_record_is_reported_with_its_first_one(bench: Bench) -
     assert not bench.store.look_again_ns()
 
 
-def test_only_the_first_look_at_a_batch_without_a_record_says_that_it_was_just_linked(
-    bench: Bench,
-) -> None:
-    assert not bench.store.just_linked()
-    for index, slot in ((4, 30), (5, 31)):
-        bench.link(index, 1, slot, records=0)
-        assert bench.store.collect() == []
-        assert bench.store.just_linked()
-        assert bench.store.collect() == []
-        assert not bench.store.just_linked()
-    bench.link(6, 1, 32)
-    assert bench.store.collect() == [a.BatchOpened(6, 1, 32)]
-    assert not bench.store.just_linked(), "others are without a record, and were before"
-
-
 def test_a_batch_without_a_record_is_looked_at_again_at_once_and_then_ever_more_seldom(
     bench: Bench,
 ) -> None:
