@@ -8,7 +8,7 @@
  *     free: no wake-up is lost, nothing leaks with the dead or with those who gave up
  *   - memory is conserved: nothing is granted twice
  *   - a grant is what that very wait asked for, and nobody who had announced himself earlier still
- *     waits; nobody helps himself while somebody has announced that he waits
+ *     waits; nobody helps himself while somebody has announced that he waits and is not served yet
  *
  * Each MUTANT breaks one rule and must fail:
  *   1  a writer that gives up does not wake the sender
@@ -65,8 +65,18 @@ byte partial = 0, partial_owner = 0, partial_ticket = 0;
 bit announced[NW + 1];
 byte at_scan[NW + 1];
 
-#define ANYONE (waiting[1] || waiting[2] || waiting[NW])
-#define ANNOUNCED (announced[1] || announced[2] || announced[NW])
+#define ANY_BIT (waiting[1] || waiting[2] || waiting[NW])
+#define WAITS(w) (announced[w] && state[w] == WAITING)
+#define ANNOUNCED (WAITS(1) || WAITS(2) || WAITS(NW))
+/* mp_anyone_waits: the bits first, then the states of those who have one */
+#define LOOK \
+  atomic { bit1 = waiting[1]; bit2 = waiting[2]; bit3 = waiting[NW]; barges = ANNOUNCED }; \
+  atomic { \
+    barges = barges && ANNOUNCED; \
+    anyone = (bit1 && state[1] == WAITING) || (bit2 && state[2] == WAITING) || \
+             (bit3 && state[NW] == WAITING); \
+    bit1 = 0; bit2 = 0; bit3 = 0 \
+  }
 #define DIE if :: atomic { crashes > 0 -> crashes--; dead[me] = 1; goto stopped } :: skip fi
 #define WAKE \
   seen = wake; \
@@ -77,7 +87,7 @@ byte at_scan[NW + 1];
 
 proctype Writer(byte me) {
   byte k = 0, seen = 0, want = 0;
-  bit got = 0, barges = 0;
+  bit got = 0, barges = 0, anyone = 0, bit1 = 0, bit2 = 0, bit3 = 0;
 again:
   if :: k == (me == 1 -> K : K2) -> goto stopped :: else fi;
 #if ANY_SIZE
@@ -85,10 +95,8 @@ again:
 #else
   want = (me == 1 -> NS : 1);
 #endif
-  atomic {
-    barges = ANNOUNCED;
-    if :: ANYONE && MUTANT != 9 -> goto wait :: else fi
-  }
+  LOOK;
+  if :: anyone && MUTANT != 9 -> goto wait :: else fi;
   DIE;
   atomic {
     if :: free >= want -> assert(!barges); free = free - want; held[me] = want; goto use
@@ -130,9 +138,10 @@ use: /* the record is written; the memory comes back */
   DIE;
   atomic { free = free + held[me]; held[me] = 0 }
   DIE;
-  if :: ANYONE && MUTANT != 5 -> WAKE :: else fi;
+  LOOK;
+  if :: anyone && MUTANT != 5 -> WAKE :: else fi;
 next:
-  atomic { k++; got = 0; seen = 0; barges = 0; goto again }
+  atomic { k++; got = 0; seen = 0; barges = 0; anyone = 0; goto again }
 stopped:
   announced[me] = 0
 }
@@ -211,7 +220,7 @@ sleep:
     od;
     if :: sum > 0 && MUTANT != 7 -> wake = 0; goto awake :: else fi;
     /* once more, now that whoever gives memory back sees the sleep */
-    if :: MUTANT != 2 && ANYONE -> armed = 1; goto awake :: else fi
+    if :: MUTANT != 2 && ANY_BIT -> armed = 1; goto awake :: else fi
   }
 blocked:
   if

@@ -201,11 +201,11 @@ commit: /* T2 */
   if :: MUTANT == 6 -> goto retry :: else fi;
   atomic { ACKNOWLEDGE(slot); goto again }
 
-give_up: /* no memory: leave, and let the batch go */
+give_up: /* no memory: leave the batch as it was */
   DIE;
   atomic {
     if :: IS_HEAD(slot) && !S[slot].seal && S[slot].owner == me && S[slot].n == n ->
-          S[slot].owner = 0; S[slot].seal = 1; goto wait
+          S[slot].owner = 0; goto wait
        :: else fi
   }
   DIE;

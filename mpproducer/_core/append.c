@@ -241,13 +241,13 @@ static ALWAYS enum turn append_open(struct mp_writer *writer, uint32_t partition
         values ? mp_write_values(writer, &run, values, count, records[0]->timestamp_ms)
                : write_run(writer, &run, records, count);
     if (done == 0) {
-        /* No memory: leave, and let the batch go so that memory comes back. */
-        const uint64_t sealed = word | MP_SEAL;
+        /* No memory: leave the batch as it was. While somebody waits the sender lets nothing linger,
+         * so it goes as soon as its turn comes; until then it grows by what is granted. Sealed here it
+         * would go with the little it has, and give back as little: in the end the pool is batches of
+         * one slot, a request each. */
         MP_STEP(10);
-        if (atomic_compare_exchange_strong_explicit(&header->word, &expected, sealed, RELEASE,
-                                                    RELAXED))
-            note_sealed(writer, place, id, slot, word);
-        else
+        if (!atomic_compare_exchange_strong_explicit(&header->word, &expected, word, RELEASE,
+                                                     RELAXED))
             acknowledge(region, slot);
         return TURN_NO_MEMORY;
     }

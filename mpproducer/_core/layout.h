@@ -15,7 +15,7 @@
  *  slot.word  T1   claimer: FREE -> owner=W        all             acq_rel          T8 of last use
  *             T2   owner: n+1, bytes+len, owner=0  worker, sender  release          T3, T5
  *             T3   worker: owner 0 -> W            -               acquire          T2
- *             T4   owner gives up: owner=0 (+SEAL) -               release          T3, T5
+ *             T4   owner gives up: owner=0         -               release          T3, T5
  *             T5   sender: or SEAL; worker: CAS    all             acq_rel          T2
  *             T6   former owner: and ~owner        sender          release          T8
  *             T8   sender: -> FREE, gen kept       claimer         acq_rel          T6, T1
@@ -187,7 +187,7 @@ _Static_assert(sizeof(struct mp_partition) == MP_LINE, "one line per open word")
 
 /* waiter.state: ticket(30) | one of these(2). With its ticket a wait that followed another one of the
  * same owner does not pass for it, and is not served in its place. */
-enum { MP_W_IDLE, MP_W_WAITING, MP_W_GRANTED };
+enum { MP_W_IDLE, MP_W_WAITING, MP_W_GRANTED, MP_W_MASK };
 static inline uint32_t mp_waiting(uint64_t ticket) {
     return (uint32_t)ticket << 2 | MP_W_WAITING;
 }

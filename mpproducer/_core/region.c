@@ -184,10 +184,16 @@ void mp_unclaim(struct mp_region *region, uint32_t slot, uint32_t owner) {
 }
 
 int mp_anyone_waits(const struct mp_region *region) {
-    uint64_t any = 0;
-    for (uint32_t i = 0; i < MP_OWNER_WORDS; i++)
-        any |= atomic_load_explicit(&region->pool->waiting[i], memory_order_seq_cst);
-    return any != 0;
+    for (uint32_t i = 0; i < MP_OWNER_WORDS; i++) {
+        uint64_t bits = atomic_load_explicit(&region->pool->waiting[i], memory_order_seq_cst);
+        for (; bits; bits &= bits - 1) {
+            const struct mp_waiter *waiter =
+                &region->pool->waiters[i * 64 + (uint32_t)__builtin_ctzll(bits)];
+            const uint32_t state = atomic_load_explicit(&waiter->state, memory_order_acquire);
+            if ((state & MP_W_MASK) == MP_W_WAITING) return 1;
+        }
+    }
+    return 0;
 }
 
 void mp_sum_tallies(const struct mp_region *region, uint64_t *sums) {

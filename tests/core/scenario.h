@@ -64,6 +64,12 @@ static int was_woken(void) {
     return read(wake_fd, &count, sizeof count) == sizeof count;
 }
 
+static void fall_asleep(uint64_t for_us) {
+    while (was_woken()) {
+    }
+    CHECK(mp_sleep_begin(&sender, (uint64_t)mp_now_ns() / 1000 + for_us));
+}
+
 static enum mp_status put(int who, uint32_t partition, int32_t bytes, struct mp_place *place) {
     static uint8_t value[200000];
     const struct mp_record record = {.value = value, .value_bytes = bytes, .key_bytes = -1,

@@ -233,12 +233,6 @@ static void an_empty_batch_of_a_living_owner_is_not_sealed(void) {
 
 /* --- announcements */
 
-static void fall_asleep(uint64_t for_us) {
-    while (was_woken()) {
-    }
-    CHECK(mp_sleep_begin(&sender, (uint64_t)mp_now_ns() / 1000 + for_us));
-}
-
 static void is_marked_and_woke_nobody(void) {
     CHECK(!was_woken());
     CHECK(atomic_load(&sender.region.dirty[0]) == 1);
@@ -381,6 +375,40 @@ static void waiters_are_served_in_order_of_arrival_and_nobody_barges(void) {
     check_all_free(4);
 }
 
+static void a_writer_that_was_served_and_has_not_run_yet_stops_nobody(void) {
+    struct mp_place place;
+    open_pool(8, 100000);
+    CHECK(put(3, 0, 90000, &place) == MP_DONE && mp_free_slots(&sender) == 2);
+    CHECK(put(0, 1, 30000, &place) == MP_DONE && mp_free_slots(&sender) == 0);
+    CHECK(put(0, 1, 20000, &place) == MP_NO_MEMORY);
+    mp_wait_begin(&writer[0], 1);
+    mp_wait_begin(&writer[1], 1);
+    uint32_t slot;
+    CHECK(take(0, &slot) == 1 && mp_release(&sender, slot));
+    CHECK(mp_grant(&sender) == 2 && mp_wait_end(&writer[0]));
+    CHECK(put(0, 1, 40000, &place) == MP_DONE && place.index == 1); /* writer 1 sleeps still */
+    CHECK(mp_wait_end(&writer[1]));
+    mp_drop_stash(&writer[1]);
+    CHECK(take(1, &slot) == 2 && mp_release(&sender, slot));
+    check_all_free(8);
+}
+
+static void a_batch_that_found_no_memory_grows_by_what_is_granted(void) {
+    struct mp_place place;
+    open_pool(4, 100000);
+    CHECK(put(0, 0, 10, &place) == MP_DONE && put(1, 1, 40000, &place) == MP_DONE);
+    CHECK(mp_free_slots(&sender) == 0);
+    CHECK(put(0, 0, 20000, &place) == MP_NO_MEMORY && place.units == 2);
+    CHECK(place.sealed_count == 0);
+    mp_wait_begin(&writer[0], 2);
+    uint32_t slot;
+    CHECK(take(1, &slot) == 1 && mp_release(&sender, slot));
+    CHECK(mp_grant(&sender) == 1 && mp_wait_end(&writer[0]));
+    CHECK(put(0, 0, 20000, &place) == MP_DONE && place.index == 1);
+    CHECK(take(0, &slot) == 2 && mp_release(&sender, slot));
+    check_all_free(4);
+}
+
 static void what_was_granted_to_the_dead_comes_back(void) {
     struct mp_place place;
     open_pool(4, 100000);
@@ -497,6 +525,8 @@ static const struct {
     SCENARIO(a_waiter_that_gives_up_lets_the_next_one_be_served),
     SCENARIO(memory_given_back_between_look_and_sleep_is_granted),
     SCENARIO(waiters_are_served_in_order_of_arrival_and_nobody_barges),
+    SCENARIO(a_writer_that_was_served_and_has_not_run_yet_stops_nobody),
+    SCENARIO(a_batch_that_found_no_memory_grows_by_what_is_granted),
     SCENARIO(what_was_granted_to_the_dead_comes_back),
     SCENARIO(a_grant_that_was_not_used_goes_back_before_the_next_wait),
     SCENARIO(a_timeout_that_races_the_grant_keeps_nothing),
