@@ -33,6 +33,7 @@ from mpproducer.sender.batch import (
     HELD,
     IN_FLIGHT,
     LENT,
+    NEVER_NS,
     NO_SEQUENCE,
     OPEN,
     QUEUED,
@@ -456,11 +457,10 @@ class Delivery:
             message = retry.expiry_message(batch, self._timeout_ms)
         self.fail(batch, 0, Reason.EXPIRED, message, now_ns)
 
-    def next_ns(self) -> int | None:
-        """When the oldest batch expires."""
-        for batch in self.aging:
-            return batch.deadline_ns
-        return None
+    def next_ns(self) -> int:
+        """When the oldest batch expires, or NEVER_NS."""
+        aging = self.aging
+        return next(iter(aging)).deadline_ns if aging else NEVER_NS
 
     def abort_all(self, code: int, reason: Reason, message: str, now_ns: int) -> None:
         """End every batch now (fatal error, forced close)."""

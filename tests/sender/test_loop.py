@@ -37,7 +37,7 @@ class Spy:
         self.answers: dict[type, list[Any]] = {}
         self.due_ns: int | None = None
 
-    def on_event(self, event: Any, _now_ns: int, *, more: bool = False) -> list[Any]:
+    def on_event(self, event: Any, _now_ns: int, more: bool = False) -> list[Any]:
         self.events.append(event)
         self.mores.append(more)
         return self.answers.pop(type(event), [])
@@ -333,7 +333,7 @@ def test_S37_an_exception_in_the_machine_leaves_the_loop_and_is_not_swallowed(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Broken(Spy):
-        def on_event(self, event: Any, _now_ns: int, *, more: bool = False) -> list[Any]:
+        def on_event(self, event: Any, _now_ns: int, more: bool = False) -> list[Any]:
             raise AssertionError("a bug")
 
     monkeypatch.setattr(loop, "machine", Broken(loop.machine))
