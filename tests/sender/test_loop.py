@@ -238,14 +238,14 @@ def test_X1_a_dead_workers_batches_are_found_before_its_memory_is_given_back(
 
     class Watched:
         def __getattr__(self, name: str) -> Any:
-            if name in ("owner_alive", "reap", "all_open"):
+            if name in ("owner_alive", "reap", "collect"):
                 order.append(name)
             return getattr(pool, name)
 
     monkeypatch.setattr(loop, "pool", Watched())
     monkeypatch.setattr(loop.store, "_pool", loop.pool)
     loop.worker_gone(worker, died=True)
-    assert order == ["owner_alive", "all_open", "reap"]
+    assert order == ["owner_alive", "collect", "reap"]
     assert spy.events[-1] == a.WorkerGone(1)
     assert loop.counters.worker_died_total == 1
     os.close(reader)
@@ -315,7 +315,7 @@ def test_completions_are_written_before_the_turn_looks_at_memory(
         """The pool, which first reads what a worker finds in its pipe."""
 
         def __getattr__(self, name: str) -> Any:
-            if name == "dirty":
+            if name == "collect":
                 seen.append(os.read(reader, 4096))
             return getattr(pool, name)
 
