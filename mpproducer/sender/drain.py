@@ -265,7 +265,8 @@ class Drain:
         """Fill requests for every node something happened to."""
         poked = self.poked
         while poked:
-            node = next(iter(poked))
+            for node in poked:
+                break
             del poked[node]
             self._fill(node, now_ns)
 
