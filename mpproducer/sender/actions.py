@@ -44,16 +44,9 @@ class Outcome:
     log_append_time_ms: int
 
     def __init__(
-        self,
-        kind: Kind,
-        code: int,
-        reason: Reason,
-        message: str,
-        first: int = 0,
-        count: int = 0,
-        base_offset: int = -1,
-        log_append_time_ms: int = -1,
-    ) -> None:
+        self, kind: Kind, code: int, reason: Reason, message: str, first: int = 0,
+        count: int = 0, base_offset: int = -1, log_append_time_ms: int = -1,
+    ) -> None:  # fmt: skip
         self.kind = kind
         self.code = code
         self.reason = reason
@@ -81,13 +74,9 @@ class BatchOpened:
     is now."""
 
     def __init__(
-        self,
-        partition_index: int,
-        batch_seq: int,
-        slot: int,
-        full: bool = False,
+        self, partition_index: int, batch_seq: int, slot: int, full: bool = False,
         opened_ns: int = NEVER_NS,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.partition_index = partition_index
         self.batch_seq = batch_seq
         self.slot = slot
@@ -117,14 +106,9 @@ class BatchSealed:
     participants: tuple[int, ...]
 
     def __init__(
-        self,
-        batch: ProducerBatch,
-        records: int,
-        size_bytes: int,
-        base_timestamp_ms: int,
-        max_timestamp_ms: int,
-        participants: tuple[int, ...],
-    ) -> None:
+        self, batch: ProducerBatch, records: int, size_bytes: int, base_timestamp_ms: int,
+        max_timestamp_ms: int, participants: tuple[int, ...],
+    ) -> None:  # fmt: skip
         self.batch = batch
         self.records = records
         self.size_bytes = size_bytes
@@ -479,14 +463,9 @@ class SendProduce:
     batches: tuple[ProducerBatch, ...]
 
     def __init__(
-        self,
-        conn: int,
-        correlation_id: int,
-        api_version: int,
-        acks: int,
-        timeout_ms: int,
+        self, conn: int, correlation_id: int, api_version: int, acks: int, timeout_ms: int,
         batches: tuple[ProducerBatch, ...] = (),
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.conn = conn
         self.correlation_id = correlation_id
         self.api_version = api_version

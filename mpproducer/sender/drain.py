@@ -266,9 +266,9 @@ class Drain:
         poked = self.poked
         while poked:
             for node in poked:
-                break
-            del poked[node]
-            self._fill(node, now_ns)
+                del poked[node]
+                self._fill(node, now_ns)
+                break  # by now it may hold others
 
     def _fill(self, node: Node, now_ns: int) -> None:
         """Send due batches, one per partition, as one request.

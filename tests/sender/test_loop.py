@@ -479,3 +479,33 @@ def test_a_pipe_whose_number_is_a_threads_by_now_does_not_end_the_loop(
     os.close(reader)
     loop.worker_gone(worker, died=True)
     worker.close()
+
+
+def test_an_address_that_needs_no_lookup_is_reported_in_the_next_turn(loop: Loop, spy: Spy) -> None:
+    loop.resolver.submit(7, "127.0.0.1", 9)
+    loop.turn()
+    (found,) = (event for event in spy.events if isinstance(event, a.Resolved))
+    assert (found.node_id, found.host) == (7, "127.0.0.1")
+
+
+def test_a_name_that_a_thread_looked_up_ends_the_sleep_and_is_reported(
+    loop: Loop, spy: Spy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept = threading.Event()
+
+    def look_up(_host: str, _port: int) -> list[Any]:
+        assert slept.wait(20)
+        return []
+
+    monkeypatch.setattr(loop.resolver, "_lookup", look_up)
+    loop.resolver.submit(7, "a.name", 9)
+    before_ns = time.monotonic_ns()
+    spy.due_ns = before_ns + 5_000_000
+    loop.turn()
+    loop.turn()
+    assert not [event for event in spy.events if isinstance(event, a.ResolveFailed)]
+    spy.due_ns = before_ns + 20_000_000_000
+    threading.Timer(0.01, slept.set).start()
+    while not [event for event in spy.events if isinstance(event, a.ResolveFailed)]:
+        assert time.monotonic_ns() < before_ns + 10_000_000_000, "the thread woke nobody"
+        loop.turn()
