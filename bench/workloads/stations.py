@@ -269,15 +269,16 @@ def _requests(memory: Memory, payload_view: memoryview) -> list[tuple[list[Any],
         for part in _full_values():
             memory.producer.send_many(TOPIC, part, partition=partition)
     batches: list[Batch] = []
-    for index in memory.pool.dirty():
-        for _seq, slot, _opened_ns in memory.pool.new_batches(index):
-            (frozen,) = memory.pool.freeze([slot], 0)
-            if frozen is None or len(frozen) == 2:
-                raise RuntimeError(f"a batch cannot be frozen: {frozen}")
-            count, size, base_ms, max_ms, _crc, _owners, spans = frozen
-            pieces = [payload_view[at : at + length] for at, length in spans]
-            header = batch_header(size, 0, count, base_ms, max_ms, 1, 0, 0, pieces)
-            batches.append((index, [header, *pieces], len(header) + size))
+    for index, seq, slot, _full, _opened_ns in memory.pool.collect(False)[0]:
+        if not seq:
+            continue
+        (frozen,) = memory.pool.freeze([slot], 0)
+        if frozen is None or len(frozen) == 2:
+            raise RuntimeError(f"a batch cannot be frozen: {frozen}")
+        count, size, base_ms, max_ms, _crc, _owners, spans = frozen
+        pieces = [payload_view[at : at + length] for at, length in spans]
+        header = batch_header(size, 0, count, base_ms, max_ms, 1, 0, 0, pieces)
+        batches.append((index, [header, *pieces], len(header) + size))
     batches.sort(key=lambda batch: -batch[2])  # the rests together
     made = []
     for at in range(0, len(batches), _BATCHES):

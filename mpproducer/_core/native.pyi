@@ -116,15 +116,18 @@ class Pool:
         workers compress the batches they fill."""
     def close(self) -> None: ...
     # --- batches
-    def dirty(self) -> list[int]:
-        """Take (read and clear) the set of partition indices whose first record or seal was
-        announced since the last call."""
-    def all_open(self) -> list[int]:
-        """Partition indices that have any batch not yet reported by new_batches, or were ever used:
-        full scan; for worker death and idle checks."""
+    def collect(
+        self, everything: bool, /
+    ) -> tuple[list[tuple[int, int, int, bool, int]], int, int]:
+        """What workers announced since the last call, or with `everything` what there is, in the
+        order of opening; how many batches have no record yet; and how often they were looked at
+        since the last one came. A batch is told twice: opened, with its first record, (partition
+        index, batch_seq, head slot, full, CLOCK_MONOTONIC ns of its opening), and, unless it was
+        then, full (partition index, 0, head slot, True, ns). Raises CorruptBatch."""
     def new_batches(self, partition_index: int) -> list[tuple[int, int, int]]:
         """[(batch_seq, head slot, CLOCK_MONOTONIC ns of its opening)] linked since the last call,
-        oldest first. Each batch is reported once."""
+        oldest first, with a record or without. Each batch is reported once, by this or by
+        collect."""
     def peek(self, slot: int) -> tuple[bool, int, int, int]:
         """(sealed, records, size_bytes, owner id or 0) of a head slot, from one load of its
         word."""
@@ -154,8 +157,7 @@ class Pool:
         (after its pidfd fired, or its bye)."""
     def reap(self, owner: int) -> int:
         """After owner_alive(owner, False): free what the dead worker had claimed but not linked or
-        committed; remove its waiter entries. Returns slots freed. Call drain of new_batches for
-        all_open() first."""
+        committed; remove its waiter entries. Returns slots freed. Call collect(True) first."""
     def owner_reusable(self, owner: int) -> bool:
         """True when no slot carries this owner id any more."""
     # --- memory waiters and sleep

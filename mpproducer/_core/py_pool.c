@@ -7,13 +7,14 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "pool.h"
+#include "collect.h"
 
 #define MOST_EVENTS 1024 /* of one wait; the rest comes with the next */
 
 typedef struct {
     PyObject_HEAD
     struct mp_sender sender;
+    struct mp_collector collector;
     uint32_t *slots;     /* scratch for mp_new_batches */
     struct mp_span *spans; /* scratch for walks */
     uint64_t sleeps;
@@ -48,7 +49,7 @@ static int pool_init(Pool *self, PyObject *args, PyObject *kwargs) {
     self->open = 1;
     self->slots = PyMem_Calloc(g.slots, sizeof *self->slots);
     self->spans = PyMem_Calloc(g.slots + 1, sizeof *self->spans);
-    if (!self->slots || !self->spans) {
+    if (mp_collector_open(&self->collector, &self->sender) < 0 || !self->slots || !self->spans) {
         PyErr_NoMemory();
         return -1;
     }
@@ -62,6 +63,7 @@ static void shut(Pool *self) {
 
 static void pool_dealloc(Pool *self) {
     shut(self);
+    mp_collector_close(&self->collector);
     PyMem_Free(self->slots);
     PyMem_Free(self->spans);
     Py_TYPE(self)->tp_free((PyObject *)self);
@@ -103,6 +105,18 @@ static PyObject *corrupt(const char *why) {
     return NULL;
 }
 
+/* A tuple of new references, which it takes; NULL with an exception when one of them is NULL. What
+ * is made per turn or per batch is made with it: Py_BuildValue costs three times as much. */
+static PyObject *tuple_of(Py_ssize_t count, PyObject *const *items) {
+    PyObject *tuple = PyTuple_New(count);
+    for (Py_ssize_t i = 0; i < count; i++) {
+        if (!items[i]) Py_CLEAR(tuple);
+        if (tuple) PyTuple_SET_ITEM(tuple, i, Py_NewRef(items[i]));
+    }
+    for (Py_ssize_t i = 0; i < count; i++) Py_XDECREF(items[i]);
+    return tuple;
+}
+
 static int append_long(PyObject *list, unsigned long value) {
     PyObject *number = PyLong_FromUnsignedLong(value);
     const int bad = !number || PyList_Append(list, number) < 0;
@@ -110,28 +124,29 @@ static int append_long(PyObject *list, unsigned long value) {
     return bad ? -1 : 0;
 }
 
-static PyObject *pool_dirty(Pool *self, PyObject *Py_UNUSED(ignored)) {
-    if (!check_open(self)) return NULL;
-    PyObject *list = PyList_New(0);
-    for (uint32_t i = 0; list && i < mp_dirty_words(&self->sender); i++) {
-        for (uint64_t bits = mp_take_dirty(&self->sender, i); bits; bits &= bits - 1) {
-            const unsigned long index = i * 64ul + (unsigned long)__builtin_ctzll(bits);
-            if (index < self->sender.region.max_partitions && append_long(list, index) < 0)
-                Py_CLEAR(list);
-            if (!list) return NULL;
-        }
+/* (what was found, batches that have no record yet, looks since the last of them was first seen); of
+ * what was found (partition index, batch_seq or 0, head slot, full, opened_ns). */
+static PyObject *pool_collect(Pool *self, PyObject *arg) {
+    const int everything = PyObject_IsTrue(arg);
+    if (everything < 0 || !check_open(self)) return NULL;
+    struct mp_collector *collector = &self->collector;
+    if (mp_collect(collector, &self->sender, everything) < 0)
+        return corrupt("the chain of new batches is broken");
+    PyObject *list = PyList_New(collector->count);
+    for (uint32_t i = 0; list && i < collector->count; i++) {
+        const struct mp_found *one = &collector->found[i];
+        PyObject *const entry[] = {
+            PyLong_FromUnsignedLong(one->partition), PyLong_FromUnsignedLongLong(one->seq),
+            PyLong_FromUnsignedLong(one->slot),      PyBool_FromLong((long)one->full),
+            PyLong_FromLongLong(one->opened_ns),
+        };
+        PyObject *told = tuple_of(5, entry);
+        if (!told) Py_CLEAR(list);
+        else PyList_SET_ITEM(list, i, told);
     }
-    return list;
-}
-
-static PyObject *pool_all_open(Pool *self, PyObject *Py_UNUSED(ignored)) {
-    if (!check_open(self)) return NULL;
-    PyObject *list = PyList_New(0);
-    for (uint32_t i = 0; list && i < self->sender.next_index; i++)
-        if (atomic_load_explicit(&self->sender.region.partitions[i].open, memory_order_acquire) &&
-            append_long(list, i) < 0)
-            Py_CLEAR(list);
-    return list;
+    PyObject *const all[] = {list, PyLong_FromUnsignedLong(collector->unborn),
+                             PyLong_FromUnsignedLong(collector->looks)};
+    return tuple_of(3, all);
 }
 
 static PyObject *pool_new_batches(Pool *self, PyObject *arg) {
@@ -166,8 +181,9 @@ static PyObject *pool_peek(Pool *self, PyObject *arg) {
 static PyObject *span_list(const struct mp_walk *walk) {
     PyObject *spans = PyList_New(walk->spans);
     for (uint32_t i = 0; spans && i < walk->spans; i++) {
-        PyObject *span = Py_BuildValue("KK", (unsigned long long)walk->span[i].offset,
-                                       (unsigned long long)walk->span[i].bytes);
+        PyObject *const pair[] = {PyLong_FromUnsignedLongLong(walk->span[i].offset),
+                                  PyLong_FromUnsignedLongLong(walk->span[i].bytes)};
+        PyObject *span = tuple_of(2, pair);
         if (!span) Py_CLEAR(spans);
         else PyList_SET_ITEM(spans, i, span);
     }
@@ -191,6 +207,7 @@ static PyObject *participants(const struct mp_slot *header) {
 /* None: no record yet, and its owner is alive. (why, records): corrupt. Else what the walk found. */
 static PyObject *freeze_one(Pool *self, uint32_t slot, uint64_t *bytes) {
     if (!mp_seal(&self->sender, slot)) Py_RETURN_NONE;
+    mp_collect_sealed(&self->collector, slot);
     const struct mp_slot *header = &self->sender.region.slot[slot];
     struct mp_walk walk = {.span = self->spans};
     const char *wrong = mp_walk(&self->sender, slot, &walk);
@@ -199,9 +216,13 @@ static PyObject *freeze_one(Pool *self, uint32_t slot, uint64_t *bytes) {
                              mp_records(atomic_load_explicit(&header->word, memory_order_relaxed)));
     *bytes += walk.bytes;
     mp_peak(&self->sender.region.metrics->peak[MP_PEAK_RECORD_BYTES], walk.largest);
-    return Py_BuildValue("IILLINN", walk.records, walk.bytes, (long long)walk.base_timestamp,
-                         (long long)walk.max_timestamp, walk.crc, participants(header),
-                         span_list(&walk));
+    PyObject *const frozen[] = {
+        PyLong_FromUnsignedLong(walk.records),        PyLong_FromUnsignedLong(walk.bytes),
+        PyLong_FromLongLong(walk.base_timestamp),     PyLong_FromLongLong(walk.max_timestamp),
+        PyLong_FromUnsignedLong(walk.crc),            participants(header),
+        span_list(&walk),
+    };
+    return tuple_of(7, frozen);
 }
 
 static PyObject *pool_freeze(Pool *self, PyObject *args) {
@@ -331,10 +352,14 @@ static int wait_for_events(int epoll_fd, struct epoll_event *events, int most, i
     return epoll_wait(epoll_fd, events, most, ms < INT_MAX ? (int)ms : INT_MAX);
 }
 
-static PyObject *pool_sleep(Pool *self, PyObject *args) {
-    int epoll_fd;
-    long long until_ns;
-    if (!PyArg_ParseTuple(args, "iL", &epoll_fd, &until_ns) || !check_open(self)) return NULL;
+static PyObject *pool_sleep(Pool *self, PyObject *const *args, Py_ssize_t count) {
+    if (count != 2) {
+        PyErr_SetString(PyExc_TypeError, "sleep() takes an epoll's descriptor and a time");
+        return NULL;
+    }
+    const long epoll_fd = PyLong_AsLong(args[0]);
+    const long long until_ns = PyLong_AsLongLong(args[1]);
+    if (PyErr_Occurred() || !check_open(self)) return NULL;
     if (until_ns < 0 || until_ns / 1000 + 1 >= INT64_C(1) << 48) {
         PyErr_SetString(PyExc_ValueError, "a sleep's deadline must be finite");
         return NULL;
@@ -347,7 +372,7 @@ static PyObject *pool_sleep(Pool *self, PyObject *args) {
     if (!sleeps) until = 0;
     self->sleeps += (uint64_t)sleeps;
     Py_BEGIN_ALLOW_THREADS
-    found = wait_for_events(epoll_fd, events, MOST_EVENTS, until);
+    found = wait_for_events((int)epoll_fd, events, MOST_EVENTS, until);
     Py_END_ALLOW_THREADS
     const int error = errno;
     if (sleeps) mp_sleep_end(&self->sender);
@@ -359,7 +384,9 @@ static PyObject *pool_sleep(Pool *self, PyObject *args) {
     }
     PyObject *list = PyList_New(found);
     for (int i = 0; list && i < found; i++) {
-        PyObject *event = Py_BuildValue("iI", events[i].data.fd, events[i].events);
+        PyObject *const pair[] = {PyLong_FromLong(events[i].data.fd),
+                                  PyLong_FromUnsignedLong(events[i].events)};
+        PyObject *event = tuple_of(2, pair);
         if (!event) Py_CLEAR(list);
         else PyList_SET_ITEM(list, i, event);
     }
@@ -469,8 +496,7 @@ static PyBufferProcs pool_buffer = {(getbufferproc)pool_getbuffer,
 
 static PyMethodDef pool_methods[] = {
     {"close", (PyCFunction)pool_close, METH_NOARGS, NULL},
-    {"dirty", (PyCFunction)pool_dirty, METH_NOARGS, NULL},
-    {"all_open", (PyCFunction)pool_all_open, METH_NOARGS, NULL},
+    {"collect", (PyCFunction)pool_collect, METH_O, NULL},
     {"new_batches", (PyCFunction)pool_new_batches, METH_O, NULL},
     {"peek", (PyCFunction)pool_peek, METH_O, NULL},
     {"freeze", (PyCFunction)pool_freeze, METH_VARARGS, NULL},
@@ -484,7 +510,7 @@ static PyMethodDef pool_methods[] = {
     {"waiters", (PyCFunction)pool_waiters, METH_NOARGS, NULL},
     {"grant", (PyCFunction)pool_grant, METH_NOARGS, NULL},
     {"free_slots", (PyCFunction)pool_free_slots, METH_NOARGS, NULL},
-    {"sleep", (PyCFunction)pool_sleep, METH_VARARGS, NULL},
+    {"sleep", (PyCFunction)(void *)pool_sleep, METH_FASTCALL, NULL},
     {"topic_add", (PyCFunction)pool_topic_add, METH_O, NULL},
     {"topic_ready", (PyCFunction)pool_topic_ready, METH_VARARGS, NULL},
     {"topic_error", (PyCFunction)pool_topic_error, METH_VARARGS, NULL},

@@ -1,10 +1,11 @@
 """The vocabulary between the pure machine and the loop: events in, actions out.
 
 Each class is a value that nobody changes (`frozen` would make them three times as dear to make, and
-several are made per batch; slots they have where they are compiled). The loop turns what the
-operating system and shared memory tell it into events, and carries actions out in the order given:
-that order is part of the meaning (a `Close` stands before the `Release` of the memory its requests
-could still read).
+several are made per batch; slots they have where they are compiled). Those that are made per batch
+or per request say their `__init__`: compiled code calls it as a function of C, where the one that
+`dataclass` writes is interpreted even then. The loop turns what the operating system and shared
+memory tell it into events, and carries actions out in the order given: that order is part of the
+meaning (a `Close` stands before the `Release` of the memory its requests could still read).
 
 Times are CLOCK_MONOTONIC nanoseconds and come in as the `now_ns` of `Machine.on_event`. A `conn`
 is the number of one connection attempt and is never used again. Nodes with negative numbers are
@@ -14,7 +15,7 @@ bootstrap servers.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from mpproducer.reason import Reason
@@ -29,7 +30,7 @@ class Kind(enum.IntEnum):
     UNKNOWN = 3
 
 
-@dataclass
+@dataclass(init=False)
 class Outcome:
     """What is told about the records [first, first + count) of a batch; becomes one frame."""
 
@@ -37,16 +38,29 @@ class Outcome:
     code: int
     reason: Reason
     message: str
-    first: int = 0
-    count: int = 0
-    base_offset: int = -1
-    log_append_time_ms: int = -1
+    first: int
+    count: int
+    base_offset: int
+    log_append_time_ms: int
+
+    def __init__(
+        self, kind: Kind, code: int, reason: Reason, message: str, first: int = 0,
+        count: int = 0, base_offset: int = -1, log_append_time_ms: int = -1,
+    ) -> None:  # fmt: skip
+        self.kind = kind
+        self.code = code
+        self.reason = reason
+        self.message = message
+        self.first = first
+        self.count = count
+        self.base_offset = base_offset
+        self.log_append_time_ms = log_append_time_ms
 
 
 # --- events: batches
 
 
-@dataclass
+@dataclass(init=False)
 class BatchOpened:
     """A batch with at least one record was linked to a partition; `full`: and is sealed, or has a
     newer one behind it."""
@@ -54,20 +68,33 @@ class BatchOpened:
     partition_index: int
     batch_seq: int
     slot: int
-    full: bool = False
-    opened_ns: int = NEVER_NS
+    full: bool
+    opened_ns: int
     """When a worker opened it: linger and delivery timeout count from then. What is later than now
     is now."""
 
+    def __init__(
+        self, partition_index: int, batch_seq: int, slot: int, full: bool = False,
+        opened_ns: int = NEVER_NS,
+    ) -> None:  # fmt: skip
+        self.partition_index = partition_index
+        self.batch_seq = batch_seq
+        self.slot = slot
+        self.full = full
+        self.opened_ns = opened_ns
 
-@dataclass
+
+@dataclass(init=False)
 class BatchFull:
     """A worker sealed the batch in this head slot."""
 
     slot: int
 
+    def __init__(self, slot: int) -> None:
+        self.slot = slot
 
-@dataclass
+
+@dataclass(init=False)
 class BatchSealed:
     """A result of `Seal`: the batch is frozen and every record in it was validated."""
 
@@ -77,6 +104,17 @@ class BatchSealed:
     base_timestamp_ms: int
     max_timestamp_ms: int
     participants: tuple[int, ...]
+
+    def __init__(
+        self, batch: ProducerBatch, records: int, size_bytes: int, base_timestamp_ms: int,
+        max_timestamp_ms: int, participants: tuple[int, ...],
+    ) -> None:  # fmt: skip
+        self.batch = batch
+        self.records = records
+        self.size_bytes = size_bytes
+        self.base_timestamp_ms = base_timestamp_ms
+        self.max_timestamp_ms = max_timestamp_ms
+        self.participants = participants
 
 
 @dataclass
@@ -96,7 +134,7 @@ class BatchCorrupt:
     records: int = 0
 
 
-@dataclass
+@dataclass(init=False)
 class Sealed:
     """Answer to `Seal`: what became of its batches, in order. The last ones have no result, and are
     open, when those before them filled the room."""
@@ -104,13 +142,21 @@ class Sealed:
     asked: Seal
     results: list[BatchSealed | BatchEmpty | BatchCorrupt]
 
+    def __init__(self, asked: Seal, results: list[BatchSealed | BatchEmpty | BatchCorrupt]) -> None:
+        self.asked = asked
+        self.results = results
 
-@dataclass
+
+@dataclass(init=False)
 class Compressed:
     """Answer to `Compress`; `size_bytes` is the size of the compressed stream."""
 
     batch: ProducerBatch
     size_bytes: int
+
+    def __init__(self, batch: ProducerBatch, size_bytes: int) -> None:
+        self.batch = batch
+        self.size_bytes = size_bytes
 
 
 @dataclass
@@ -233,15 +279,19 @@ class Closed:
     why: str
 
 
-@dataclass
+@dataclass(init=False)
 class Wrote:
     """The last byte of this request was handed to the socket."""
 
     conn: int
     correlation_id: int
 
+    def __init__(self, conn: int, correlation_id: int) -> None:
+        self.conn = conn
+        self.correlation_id = correlation_id
 
-@dataclass
+
+@dataclass(init=False)
 class Response:
     """A decoded response; `message` is the wire class of the request's API and version."""
 
@@ -249,25 +299,40 @@ class Response:
     correlation_id: int
     message: Any
 
+    def __init__(self, conn: int, correlation_id: int, message: Any) -> None:
+        self.conn = conn
+        self.correlation_id = correlation_id
+        self.message = message
+
 
 # --- actions: batches
 
 
-@dataclass
+@dataclass(init=False)
 class Seal:
     """Freeze and validate these batches, in order, until they fill `room_bytes`, the first in any
     case; answered in the same turn. `node_id` is whose request they are for, if any."""
 
     batches: list[ProducerBatch]
-    room_bytes: int = 0
-    node_id: int | None = None
+    room_bytes: int
+    node_id: int | None
+
+    def __init__(
+        self, batches: list[ProducerBatch], room_bytes: int = 0, node_id: int | None = None
+    ) -> None:
+        self.batches = batches
+        self.room_bytes = room_bytes
+        self.node_id = node_id
 
 
-@dataclass
+@dataclass(init=False)
 class Compress:
     """Compress a sealed batch; answered by `Compressed` later."""
 
     batch: ProducerBatch
+
+    def __init__(self, batch: ProducerBatch) -> None:
+        self.batch = batch
 
 
 @dataclass
@@ -287,7 +352,7 @@ class Split:
     limit_bytes: int
 
 
-@dataclass
+@dataclass(init=False)
 class Complete:
     """Tell the participants. The outcomes cover every record of the batch, in order.
 
@@ -296,14 +361,24 @@ class Complete:
 
     batch: ProducerBatch
     outcomes: tuple[Outcome, ...]
-    more: bool = False
+    more: bool
+
+    def __init__(
+        self, batch: ProducerBatch, outcomes: tuple[Outcome, ...], more: bool = False
+    ) -> None:
+        self.batch = batch
+        self.outcomes = outcomes
+        self.more = more
 
 
-@dataclass
+@dataclass(init=False)
 class Release:
     """No request can read the batch any more: give its memory back."""
 
     batch: ProducerBatch
+
+    def __init__(self, batch: ProducerBatch) -> None:
+        self.batch = batch
 
 
 # --- actions: topics
@@ -376,7 +451,7 @@ class Request:
     message: Any
 
 
-@dataclass
+@dataclass(init=False)
 class SendProduce:
     """Send one Produce request: at most one batch per partition, each with its sequence set."""
 
@@ -385,7 +460,18 @@ class SendProduce:
     api_version: int
     acks: int
     timeout_ms: int
-    batches: tuple[ProducerBatch, ...] = field(default=())
+    batches: tuple[ProducerBatch, ...]
+
+    def __init__(
+        self, conn: int, correlation_id: int, api_version: int, acks: int, timeout_ms: int,
+        batches: tuple[ProducerBatch, ...] = (),
+    ) -> None:  # fmt: skip
+        self.conn = conn
+        self.correlation_id = correlation_id
+        self.api_version = api_version
+        self.acks = acks
+        self.timeout_ms = timeout_ms
+        self.batches = batches
 
 
 @dataclass

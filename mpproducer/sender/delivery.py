@@ -33,6 +33,7 @@ from mpproducer.sender.batch import (
     HELD,
     IN_FLIGHT,
     LENT,
+    NEVER_NS,
     NO_SEQUENCE,
     OPEN,
     QUEUED,
@@ -60,6 +61,8 @@ if TYPE_CHECKING:
     from mpproducer.sender.timers import Timers
 
 MISSING: Final = requests.lost(13, "the response has no entry for this partition")
+_ACKED: Final = Kind.ACKED  # compiled code looks names of an enumeration up each time
+_NO_REASON: Final = Reason.NONE
 _NO_ANSWER: Final = PartitionResult(-1, 0, -1, -1, -1, (), None, None)
 
 
@@ -188,9 +191,9 @@ class Delivery:
         self._counters.record_acked_total += batch.records
         self._measure.acked(now_ns - batch.created_ns)
         outcome = Outcome(
-            Kind.ACKED,
+            _ACKED,
             0,
-            Reason.NONE,
+            _NO_REASON,
             "",
             batch.first,
             batch.records,
@@ -456,11 +459,12 @@ class Delivery:
             message = retry.expiry_message(batch, self._timeout_ms)
         self.fail(batch, 0, Reason.EXPIRED, message, now_ns)
 
-    def next_ns(self) -> int | None:
-        """When the oldest batch expires."""
-        for batch in self.aging:
-            return batch.deadline_ns
-        return None
+    def next_ns(self) -> int:
+        """When the oldest batch expires, or NEVER_NS."""
+        if self.aging:
+            for batch in self.aging:  # not `next`, which compiled code looks up by its name
+                return batch.deadline_ns
+        return NEVER_NS
 
     def abort_all(self, code: int, reason: Reason, message: str, now_ns: int) -> None:
         """End every batch now (fatal error, forced close)."""

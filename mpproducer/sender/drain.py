@@ -25,6 +25,7 @@ from mpproducer.sender.batch import (
     HELD,
     IN_FLIGHT,
     LENT,
+    NEVER_NS,
     NO_SEQUENCE,
     OPEN,
     QUEUED,
@@ -130,15 +131,15 @@ class Drain:
                     until_ns = now_ns + self._linger_ns * 3 // 4
                 self.make_due(batch, now_ns)
 
-    def next_ns(self) -> int | None:
-        """When the next batch has lingered long enough."""
+    def next_ns(self) -> int:
+        """When the next batch has lingered long enough, or NEVER_NS."""
         lingering = self._lingering
         while lingering:
             due_ns, batch = lingering[0]
             if batch.state is OPEN and not batch.due:
                 return due_ns
             lingering.popleft()
-        return None
+        return NEVER_NS
 
     # --- readiness
 
@@ -264,9 +265,10 @@ class Drain:
         """Fill requests for every node something happened to."""
         poked = self.poked
         while poked:
-            node = next(iter(poked))
-            del poked[node]
-            self._fill(node, now_ns)
+            for node in poked:
+                del poked[node]
+                self._fill(node, now_ns)
+                break  # by now it may hold others
 
     def _fill(self, node: Node, now_ns: int) -> None:
         """Send due batches, one per partition, as one request.

@@ -25,6 +25,7 @@ from mpproducer.sender.batch import (
     HEADER_BYTES,
     IN_FLIGHT,
     LENT,
+    NEVER_NS,
     OPEN,
     QUEUED,
     ProducerBatch,
@@ -144,7 +145,7 @@ class Machine:
             actions.Response: self._on_response,
         }
 
-    def on_event(self, event: Event, now_ns: int, *, more: bool = False) -> list[Action]:
+    def on_event(self, event: Event, now_ns: int, more: bool = False) -> list[Action]:
         """Handle one event at `now_ns` (CLOCK_MONOTONIC, never going back); returns the actions
         to carry out, in order. Raises only for bugs: the caller must then abort everything.
 
@@ -162,16 +163,10 @@ class Machine:
         """When `Tick` must come even if nothing happens; None: never."""
         if self.phase is Phase.EXITED:
             return None
-        next_ns = self.discovery.next_ns()
-        for when in (
-            self.timers.next_ns(),
-            self.drain.next_ns(),
-            self.delivery.next_ns(),
-            self._exit_ns(),
-        ):
-            if when is not None and when < next_ns:
-                next_ns = when
-        return next_ns
+        next_ns = min(self.discovery.next_ns(), self.timers.next_ns())
+        next_ns = min(next_ns, self.drain.next_ns())
+        next_ns = min(next_ns, self.delivery.next_ns())
+        return min(next_ns, self._exit_ns())
 
     def _pump(self, now_ns: int) -> None:
         """Do what the event made possible."""
@@ -332,12 +327,12 @@ class Machine:
         self.drain.linger_over(now_ns)
         self.delivery.expire(now_ns)
 
-    def _exit_ns(self) -> int | None:
-        if self.phase is Phase.CLOSING:
+    def _exit_ns(self) -> int:
+        if self._close_deadline_ns is not None:
             return self._close_deadline_ns
         if self._deserted_ns is not None and not self.delivery.aging:
             return self._deserted_ns + self._idle_ns
-        return None
+        return NEVER_NS
 
     def _close_overdue(self, now_ns: int) -> bool:
         return self._close_deadline_ns is not None and self._close_deadline_ns <= now_ns

@@ -5,7 +5,7 @@ The machine knows batches; `Pool` knows slots. This is the only place where the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from mpproducer.sender import actions, codec
@@ -31,10 +31,9 @@ _UNBORN_LOOKS: Final = 50  # then only the loop's regular look at everything fin
 class PoolLike(Protocol):
     """The part of `_core.native.Pool` this module uses."""
 
-    def dirty(self) -> list[int]: ...
-    def all_open(self) -> list[int]: ...
-    def new_batches(self, partition_index: int, /) -> list[tuple[int, int, int]]: ...
-    def peek(self, slot: int, /) -> tuple[bool, int, int, int]: ...
+    def collect(
+        self, everything: bool, /
+    ) -> tuple[list[tuple[int, int, int, bool, int]], int, int]: ...
     def freeze(self, slots: list[int], room: int, /) -> list[Any]: ...
     def release(self, slot: int, /) -> bool: ...
     def compressed(self, slot: int, /) -> tuple[str, int, list[tuple[int, int]]]: ...
@@ -60,10 +59,9 @@ class Store:
         self._codec = config.compression_type
         self._level = config.compression_level
         self._batch_size = config.batch_size
-        self._newest: dict[int, int] = {}  # partition index -> head slot reported, not sealed
-        self._unborn: dict[int, tuple[int, int, int]] = {}  # linked, but no record yet
+        self._unborn = 0  # batches that are linked, but have no record yet
         self._busy: dict[ProducerBatch, int] = {}  # compressed by a worker -> since when
-        self._looks = 0  # since a batch without records was first seen
+        self._looks = 0  # since the last of them was first seen
         self.quarantined = False
         self.compressor: Compressor | None = None
         if self._codec != "none":
@@ -73,51 +71,21 @@ class Store:
 
     def collect(self) -> list[Event]:
         """What workers announced since the last call."""
-        self._looks += 1
-        dirty = self._pool.dirty()
-        return self._look_at({*dirty, *self._unborn} if self._unborn else dirty)
+        return self._collect(False)
 
     def collect_all(self) -> list[Event]:
         """Look at every partition ever used: a worker may have died, or stopped, between its
         commit and its announcement."""
-        return self._look_at(self._pool.all_open())
+        return self._collect(True)
 
-    def _look_at(self, indices: Collection[int]) -> list[Event]:
-        """The batch that was opened first comes first: its linger ends first."""
-        found = [events for index in indices if (events := self._look(index))]
-        if len(found) > 1:
-            found.sort(key=_opened_ns)
-        return [event for events in found for event in events]
-
-    def _look(self, index: int) -> list[Event]:
+    def _collect(self, everything: bool) -> list[Event]:
+        found, self._unborn, self._looks = self._pool.collect(everything)
         events: list[Event] = []
-        pool = self._pool
-        fresh = pool.new_batches(index)
-        unborn = self._unborn.pop(index, None)
-        if unborn is not None:
-            fresh = [unborn, *fresh]
-        newest = self._newest.get(index)
-        if not fresh:
-            if newest is not None and pool.peek(newest)[0]:
-                del self._newest[index]
-                events.append(actions.BatchFull(newest))
-            return events
-        if newest is not None:
-            # A newer batch exists: the older one is sealed, or nobody will add to it.
-            del self._newest[index]
-            events.append(actions.BatchFull(newest))
-        last = len(fresh) - 1
-        for place, (seq, slot, opened_ns) in enumerate(fresh):
-            sealed, records, _, _ = pool.peek(slot)
-            if not records and not sealed and place == last:
-                if unborn != fresh[place]:
-                    self._looks = 0
-                self._unborn[index] = fresh[place]
-                break
-            full = sealed or place < last
-            events.append(actions.BatchOpened(index, seq, slot, full, opened_ns))
-            if not full:
-                self._newest[index] = slot
+        for index, seq, slot, full, opened_ns in found:
+            if seq:
+                events.append(actions.BatchOpened(index, seq, slot, full, opened_ns))
+            else:
+                events.append(actions.BatchFull(slot))
         return events
 
     # --- freezing
@@ -127,16 +95,15 @@ class Store:
         batches = action.batches
         slots = [batch.slot for batch in batches]
         # Shorter than what was asked for when the room was filled before.
-        found = zip(batches, self._pool.freeze(slots, action.room_bytes), strict=False)
-        return actions.Sealed(action, [self._sealed(batch, one) for batch, one in found])
+        found = self._pool.freeze(slots, action.room_bytes)
+        results = [self._sealed(batches[place], found[place]) for place in range(len(found))]
+        return actions.Sealed(action, results)
 
     def _sealed(
         self, batch: ProducerBatch, found: Any
     ) -> actions.BatchSealed | actions.BatchEmpty | actions.BatchCorrupt:
         if found is None:
             return actions.BatchEmpty(batch)
-        if self._newest.get(batch.partition.index) == batch.slot:
-            del self._newest[batch.partition.index]
         if len(found) == 2:
             return actions.BatchCorrupt(batch, *found)
         records, size, base_ms, max_ms, crc, participants, spans = found
@@ -227,7 +194,7 @@ class Store:
 
     def watches_worker(self) -> bool:
         """Something of a worker that stands still is watched: it gives no sign when it goes on."""
-        return bool(self._unborn) or self.quarantined
+        return self._unborn > 0 or self.quarantined
 
     # --- giving back
 
@@ -236,11 +203,3 @@ class Store:
         batch.body = None
         if batch.slot >= 0 and not self._pool.release(batch.slot):
             self.quarantined = True
-
-
-def _opened_ns(events: list[Event]) -> int:
-    """When the first batch that a partition's events tell of was opened."""
-    for event in events:
-        if isinstance(event, actions.BatchOpened):
-            return event.opened_ns
-    return 0

@@ -6,6 +6,8 @@ import heapq
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+from mpproducer.sender.batch import NEVER_NS
+
 Handler: TypeAlias = Callable[[Any, int], None]
 
 
@@ -38,9 +40,9 @@ class Timers:
         for _, _, handler, subject in due:
             handler(subject, now_ns)
 
-    def next_ns(self) -> int | None:
-        """When the earliest timer is due, or None."""
-        return self._heap[0][0] if self._heap else None
+    def next_ns(self) -> int:
+        """When the earliest timer is due, or NEVER_NS."""
+        return self._heap[0][0] if self._heap else NEVER_NS
 
     def __len__(self) -> int:
         return len(self._heap)

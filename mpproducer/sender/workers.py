@@ -25,6 +25,7 @@ BACKLOG_BYTES: Final = 16 * 1024 * 1024  # about 350,000 batches nobody asked ab
 _PIPE_BYTES: Final = 256 * 1024
 _F_SETPIPE_SZ: Final = 1031
 _WRITE_BYTES: Final = 64 * 1024
+_write: Final = os.write  # compiled code looks up what is not Final each time
 
 
 class Worker:
@@ -69,7 +70,7 @@ class Worker:
                 else:
                     self._write_at_once(data)
             while self.backlog:
-                done = os.write(self.pipe, memoryview(self.backlog)[:_WRITE_BYTES])
+                done = _write(self.pipe, memoryview(self.backlog)[:_WRITE_BYTES])
                 del self.backlog[:done]
         except BlockingIOError:
             if len(self.backlog) > self.backlog_most_bytes:
@@ -85,7 +86,7 @@ class Worker:
     def _write_at_once(self, data: bytes) -> None:
         """Nothing waits before these frames: what the pipe takes is not copied."""
         try:
-            done = os.write(self.pipe, data)
+            done = _write(self.pipe, data)
         except BlockingIOError:
             done = 0
         if done < len(data):

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import enum
 import struct
+from typing import Final
 
 HEADER = struct.Struct("<IHhQIIqqII")
-_HEADER_BYTES = HEADER.size
-_pack = HEADER.pack
-MORE = 0x100
+_HEADER_BYTES: Final = HEADER.size
+_pack: Final = HEADER.pack  # compiled code looks up what is not Final each time
+MORE: Final = 0x100
 """Set in `kind` when further frames about the same batch follow for this worker."""
-MAX_MESSAGE_BYTES = 4096
+MAX_MESSAGE_BYTES: Final = 4096
 
 
 class Kind(enum.IntEnum):

@@ -8,7 +8,7 @@
 #include <stdlib.h>
 
 #include "append.h"
-#include "pool.h"
+#include "collect.h"
 
 enum { SLOTS = 6, PARTITIONS = 3, TOPICS = 2, OWNERS = 8, MAX_STEPS = 400 };
 
@@ -56,6 +56,7 @@ static struct mp_sender open_sender(void) {
     for (int i = 0; i < PARTITIONS; i++) s.next_seq[i] = 1;
     for (uint32_t i = 0; i < SLOTS; i++) mp_show_free(&s.region, i);
     s.partial_first = MP_NONE;
+    s.next_index = PARTITIONS;
     return s;
 }
 
@@ -74,6 +75,16 @@ static void check_spans(const struct mp_walk *walk, uint32_t bytes) {
         if (walk->span[i].offset + walk->span[i].bytes > (uint64_t)SLOTS * MP_SLOT_BYTES) abort();
     }
     if (total != bytes) abort();
+}
+
+static void check_found(const struct mp_collector *collector, const struct mp_sender *s) {
+    if (collector->count > SLOTS + PARTITIONS || collector->unborn > PARTITIONS) abort();
+    for (uint32_t i = 0; i < collector->count; i++) {
+        const struct mp_found *one = &collector->found[i];
+        if (one->slot >= SLOTS || one->partition >= PARTITIONS) abort();
+        if (one->seq >= s->next_seq[one->partition] || (!one->seq && !one->full)) abort();
+        if (i > 0 && one->key < collector->found[i - 1].key) abort();
+    }
 }
 
 /* A worker that has lost its mind, or its memory. */
@@ -122,6 +133,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
     struct mp_sender s = open_sender();
     struct mp_span *spans = malloc(sizeof *spans * SLOTS);
     uint32_t *found = malloc(sizeof *found * SLOTS);
+    struct mp_collector collector;
+    if (mp_collector_open(&collector, &s) < 0) abort();
     struct mp_walk walk = {.span = spans};
     for (int steps = 0; in.at < in.end && steps < MAX_STEPS; steps++) {
         const uint32_t what = (uint32_t)take(&in, 1) % 16;
@@ -133,6 +146,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
         case 3: append(&s, &in); break;
         case 4: s.alive[owner] ^= 1; break;
         case 5: {
+            if (slot % 2) {
+                atomic_store(s.region.dirty, take(&in, 1));
+                if (mp_collect(&collector, &s, slot % 4 == 1) == 0) check_found(&collector, &s);
+                break;
+            }
             const int64_t count = mp_new_batches(&s, slot % PARTITIONS, found, &seq);
             if (count > SLOTS) abort();
             for (int64_t i = 0; i < count; i++)
@@ -140,8 +158,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
             break;
         }
         case 6:
-            if (s.known[slot] == MP_REPORTED && mp_seal(&s, slot) && !mp_walk(&s, slot, &walk))
-                check_spans(&walk, walk.bytes);
+            if (s.known[slot] != MP_REPORTED || !mp_seal(&s, slot)) break;
+            mp_collect_sealed(&collector, slot);
+            if (!mp_walk(&s, slot, &walk)) check_spans(&walk, walk.bytes);
             break;
         case 7:
             if (s.known[slot] == MP_REPORTED &&
@@ -161,6 +180,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
             mp_free_slots(&s);
         }
     }
+    mp_collector_close(&collector);
     free(found);
     free(spans);
     close_sender(&s);

@@ -37,7 +37,7 @@ class Spy:
         self.answers: dict[type, list[Any]] = {}
         self.due_ns: int | None = None
 
-    def on_event(self, event: Any, _now_ns: int, *, more: bool = False) -> list[Any]:
+    def on_event(self, event: Any, _now_ns: int, more: bool = False) -> list[Any]:
         self.events.append(event)
         self.mores.append(more)
         return self.answers.pop(type(event), [])
@@ -238,14 +238,14 @@ def test_X1_a_dead_workers_batches_are_found_before_its_memory_is_given_back(
 
     class Watched:
         def __getattr__(self, name: str) -> Any:
-            if name in ("owner_alive", "reap", "all_open"):
+            if name in ("owner_alive", "reap", "collect"):
                 order.append(name)
             return getattr(pool, name)
 
     monkeypatch.setattr(loop, "pool", Watched())
     monkeypatch.setattr(loop.store, "_pool", loop.pool)
     loop.worker_gone(worker, died=True)
-    assert order == ["owner_alive", "all_open", "reap"]
+    assert order == ["owner_alive", "collect", "reap"]
     assert spy.events[-1] == a.WorkerGone(1)
     assert loop.counters.worker_died_total == 1
     os.close(reader)
@@ -315,7 +315,7 @@ def test_completions_are_written_before_the_turn_looks_at_memory(
         """The pool, which first reads what a worker finds in its pipe."""
 
         def __getattr__(self, name: str) -> Any:
-            if name == "dirty":
+            if name == "collect":
                 seen.append(os.read(reader, 4096))
             return getattr(pool, name)
 
@@ -333,7 +333,7 @@ def test_S37_an_exception_in_the_machine_leaves_the_loop_and_is_not_swallowed(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Broken(Spy):
-        def on_event(self, event: Any, _now_ns: int, *, more: bool = False) -> list[Any]:
+        def on_event(self, event: Any, _now_ns: int, more: bool = False) -> list[Any]:
             raise AssertionError("a bug")
 
     monkeypatch.setattr(loop, "machine", Broken(loop.machine))
@@ -479,3 +479,33 @@ def test_a_pipe_whose_number_is_a_threads_by_now_does_not_end_the_loop(
     os.close(reader)
     loop.worker_gone(worker, died=True)
     worker.close()
+
+
+def test_an_address_that_needs_no_lookup_is_reported_in_the_next_turn(loop: Loop, spy: Spy) -> None:
+    loop.resolver.submit(7, "127.0.0.1", 9)
+    loop.turn()
+    (found,) = (event for event in spy.events if isinstance(event, a.Resolved))
+    assert (found.node_id, found.host) == (7, "127.0.0.1")
+
+
+def test_a_name_that_a_thread_looked_up_ends_the_sleep_and_is_reported(
+    loop: Loop, spy: Spy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept = threading.Event()
+
+    def look_up(_host: str, _port: int) -> list[Any]:
+        assert slept.wait(20)
+        return []
+
+    monkeypatch.setattr(loop.resolver, "_lookup", look_up)
+    loop.resolver.submit(7, "a.name", 9)
+    before_ns = time.monotonic_ns()
+    spy.due_ns = before_ns + 5_000_000
+    loop.turn()
+    loop.turn()
+    assert not [event for event in spy.events if isinstance(event, a.ResolveFailed)]
+    spy.due_ns = before_ns + 20_000_000_000
+    threading.Timer(0.01, slept.set).start()
+    while not [event for event in spy.events if isinstance(event, a.ResolveFailed)]:
+        assert time.monotonic_ns() < before_ns + 10_000_000_000, "the thread woke nobody"
+        loop.turn()

@@ -12,7 +12,7 @@ import pytest
 from mpproducer.config import Config
 from mpproducer.sender import actions as a
 from mpproducer.sender import codec
-from mpproducer.sender.batch import NEVER_NS, ProducerBatch
+from mpproducer.sender.batch import ProducerBatch
 from mpproducer.sender.counters import Counters
 from mpproducer.sender.partition import Partition
 from mpproducer.sender.store import Store
@@ -28,8 +28,9 @@ class Pool:
     """The pool's answers, set by the test."""
 
     def __init__(self) -> None:
-        self.marked: list[int] = []
-        self.linked: dict[int, list[tuple[int, int, int]]] = {}
+        self.announced: list[tuple[int, int, int, bool, int]] = []
+        self.linked: list[tuple[int, int, int, bool, int]] = []  # and not announced
+        self.unborn = self.looks = 0
         self.words: dict[int, tuple[bool, int]] = {}  # slot -> sealed, records
         self.alive = True
         self.spans: dict[int, list[tuple[int, int]]] = {}
@@ -39,20 +40,12 @@ class Pool:
         self.can_free = True
         self.arena = bytearray(1 << 20)
 
-    def dirty(self) -> list[int]:
-        taken, self.marked = self.marked, []
-        return taken
-
-    def all_open(self) -> list[int]:
-        return sorted(self.linked)
-
-    def new_batches(self, index: int, /) -> list[tuple[int, int, int]]:
-        taken, self.linked[index] = self.linked.get(index, []), []
-        return taken
-
-    def peek(self, slot: int, /) -> tuple[bool, int, int, int]:
-        sealed, records = self.words[slot]
-        return sealed, records, records * 10, 0
+    def collect(
+        self, everything: bool, /
+    ) -> tuple[list[tuple[int, int, int, bool, int]], int, int]:
+        found = [*self.announced, *(self.linked if everything else [])]
+        self.announced.clear()
+        return found, self.unborn, self.looks
 
     def freeze(self, slots: list[int], room: int, /) -> list[Any]:
         found: list[Any] = []
@@ -109,20 +102,6 @@ class Bench:
         self.used += len(data)
         return place, len(data)
 
-    def link(
-        self,
-        index: int,
-        seq: int,
-        slot: int,
-        records: int = 1,
-        sealed: bool = False,
-        opened_ns: int = NEVER_NS,
-    ) -> None:
-        """A worker links a batch."""
-        self.pool.linked.setdefault(index, []).append((seq, slot, opened_ns))
-        self.pool.words[slot] = (sealed, records)
-        self.pool.marked.append(index)
-
     def sealed(self, slot: int, count: int = 3) -> ProducerBatch:
         """A sealed batch of `count` records."""
         data = b"".join(
@@ -170,82 +149,45 @@ def packing() -> Iterator[Bench]:
 # --- finding
 
 
-def test_a_batch_is_reported_once_and_full_when_it_is_sealed(bench: Bench) -> None:
-    bench.link(4, 1, 30)
-    assert bench.store.collect() == [a.BatchOpened(4, 1, 30)]
-    bench.pool.marked.append(4)
-    assert bench.store.collect() == []
-    bench.pool.words[30] = (True, 9)
-    bench.pool.marked.append(4)
-    assert bench.store.collect() == [a.BatchFull(30)]
-    bench.pool.marked.append(4)
-    assert bench.store.collect() == []
-
-
-def test_a_newer_batch_means_that_the_older_is_full(bench: Bench) -> None:
-    bench.link(4, 1, 30)
-    bench.store.collect()
-    bench.link(4, 2, 31)
-    bench.link(4, 3, 32)
+def test_what_the_pool_finds_is_told_in_its_order(bench: Bench) -> None:
+    bench.pool.announced = [(4, 0, 30, True, 50), (4, 2, 31, True, 100), (9, 1, 33, False, 200)]
     assert bench.store.collect() == [
         a.BatchFull(30),
-        a.BatchOpened(4, 2, 31, full=True),
-        a.BatchOpened(4, 3, 32),
+        a.BatchOpened(4, 2, 31, full=True, opened_ns=100),
+        a.BatchOpened(9, 1, 33, opened_ns=200),
     ]
-
-
-def test_a_batch_without_a_record_is_reported_with_its_first_one(bench: Bench) -> None:
-    bench.link(4, 1, 30, records=0)
     assert bench.store.collect() == []
-    assert bench.store.look_again_ns()
-    bench.pool.words[30] = (False, 1)
-    assert bench.store.collect() == [a.BatchOpened(4, 1, 30)], "although nobody announced it"
-    assert not bench.store.look_again_ns()
+
+
+def test_collect_all_finds_what_nobody_announced(bench: Bench) -> None:
+    bench.pool.linked = [(2, 1, 31, False, 7)]
+    assert bench.store.collect() == []
+    assert bench.store.collect_all() == [a.BatchOpened(2, 1, 31, opened_ns=7)]
 
 
 def test_a_batch_without_a_record_is_looked_at_again_at_once_and_then_ever_more_seldom(
     bench: Bench,
 ) -> None:
-    bench.link(4, 1, 30, records=0)
+    bench.pool.unborn = 1
     waits = []
-    for _ in range(10):
+    for looks in range(10):
+        bench.pool.looks = looks
         bench.store.collect()
         waits.append(bench.store.look_again_ns())
     assert waits[0] < 100_000
     assert waits == sorted(waits)
     assert waits[-1] == 1_000_000
-
-
-def test_batches_of_one_look_come_in_the_order_they_were_opened_in(bench: Bench) -> None:
-    bench.link(4, 1, 30)
+    bench.pool.unborn = 0
     bench.store.collect()
-    bench.pool.linked.clear()
-    for index, slot, opened_ns in ((1, 31, 300), (4, 32, 100), (9, 33, 200)):
-        bench.link(index, 2, slot, opened_ns=opened_ns)
-    bench.pool.marked += [1, 4, 9]
-    assert bench.store.collect() == [
-        a.BatchFull(30),
-        a.BatchOpened(4, 2, 32, opened_ns=100),
-        a.BatchOpened(9, 2, 33, opened_ns=200),
-        a.BatchOpened(1, 2, 31, opened_ns=300),
-    ]
+    assert not bench.store.look_again_ns()
+    assert not bench.store.watches_worker()
 
 
 def test_a_worker_that_never_commits_does_not_keep_the_sender_awake(bench: Bench) -> None:
-    bench.link(4, 1, 30, records=0)
-    for _ in range(60):
-        assert bench.store.collect() == []
+    bench.pool.unborn, bench.pool.looks = 1, 60
+    bench.store.collect()
     assert not bench.store.look_again_ns()
-    bench.pool.words[30] = (True, 0)
-    assert bench.store.collect_all() == [a.BatchOpened(4, 1, 30, full=True)]
-
-
-def test_collect_all_finds_what_nobody_announced(bench: Bench) -> None:
-    bench.link(4, 1, 30)
-    bench.link(2, 1, 31)
-    bench.pool.marked.clear()
-    assert bench.store.collect() == []
-    assert bench.store.collect_all() == [a.BatchOpened(2, 1, 31), a.BatchOpened(4, 1, 30)]
+    assert bench.store.watches_worker(), "the loop's regular look finds the record"
 
 
 # --- freezing
