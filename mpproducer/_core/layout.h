@@ -187,7 +187,8 @@ _Static_assert(sizeof(struct mp_partition) == MP_LINE, "one line per open word")
 
 /* waiter.state: ticket(30) | one of these(2). With its ticket a wait that followed another one of the
  * same owner does not pass for it, and is not served in its place. */
-enum { MP_W_IDLE, MP_W_WAITING, MP_W_GRANTED, MP_W_MASK };
+enum { MP_W_IDLE, MP_W_WAITING, MP_W_GRANTED };
+#define MP_W_STATE UINT32_C(3)
 static inline uint32_t mp_waiting(uint64_t ticket) {
     return (uint32_t)ticket << 2 | MP_W_WAITING;
 }

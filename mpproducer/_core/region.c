@@ -190,7 +190,7 @@ int mp_anyone_waits(const struct mp_region *region) {
             const struct mp_waiter *waiter =
                 &region->pool->waiters[i * 64 + (uint32_t)__builtin_ctzll(bits)];
             const uint32_t state = atomic_load_explicit(&waiter->state, memory_order_acquire);
-            if ((state & MP_W_MASK) == MP_W_WAITING) return 1;
+            if ((state & MP_W_STATE) == MP_W_WAITING) return 1;
         }
     }
     return 0;
