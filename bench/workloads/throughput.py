@@ -37,28 +37,30 @@ _CLIENTS = (
     "confluent",
     "confluent-batch",
 )
-_BATCHES = 4  # of 256 KiB: what max_request_size takes
-_FRAMES = 32  # in turn, so that no cache holds them: as much as the default buffer_memory
+_REQUEST_BYTES = 1 << 20  # max_request_size
+_BUFFER_BYTES = 64 << 20
+_FRAMES = 64  # in turn, so that no cache holds them: as much as the producer's memory
 _IN_FLIGHT = 5
 _VERSION = 9
-_FILL_BYTES = 24_000_000  # of the default buffer_memory, and nothing blocks
+_FILL_BYTES = 56_000_000  # of that, and nothing blocks
 
 
 def _frames(size_bytes: int, batch_bytes: int, topic: str) -> tuple[list[Any], int]:
     """(requests as buffers for sendmsg, record bytes in each)."""
     count = max(1, batch_bytes // (size_bytes + 20))
+    partitions = max(1, _REQUEST_BYTES // batch_bytes)
     made = []
     for seed in range(_FRAMES):
         batches = []
-        for partition in range(_BATCHES):
-            values = payload.values(size_bytes, count, seed * _BATCHES + partition)
+        for partition in range(partitions):
+            values = payload.values(size_bytes, count, seed * partitions + partition)
             body = b"".join(
                 encode_record(Record(n, 0, None, value)) for n, value in enumerate(values)
             )
             header = batch_header(len(body), 0, count, 0, 0, 1, 0, 0, [body])
             batches.append((partition, [header, body], len(header) + len(body)))
         made.append((batches, [(topic, b"", batches)]))
-    return made, _BATCHES * count * size_bytes
+    return made, partitions * count * size_bytes
 
 
 def _raw(
@@ -243,7 +245,7 @@ def throughput(
 
 def _cases(options: Options) -> list[Case]:
     sizes = (10_000,) if options.quick else (10_000, 100_000)
-    setup = Setup("", "", 12, 5, "none", options.batch_bytes)
+    setup = Setup("", "", 12, 5, "none", options.batch_bytes, _BUFFER_BYTES)
     return [
         Case(
             f"{size // 1000} kB records",
