@@ -10,8 +10,11 @@ enum { CRC_AT = 17, CRC_FROM = 21, LENGTH_FROM = 12, MAGIC = 2 };
 
 int integer_of(PyObject *number, int64_t least, int64_t most, const char *what, int64_t *value) {
     int overflow;
+    if (!PyLong_Check(number)) {
+        PyErr_Format(PyExc_TypeError, "%s is a number, not %R", what, number);
+        return -1;
+    }
     *value = PyLong_AsLongLongAndOverflow(number, &overflow);
-    if (*value == -1 && PyErr_Occurred()) return -1;
     if (!overflow && *value >= least && *value <= most) return 0;
     PyErr_Format(PyExc_OverflowError, "%s %R is not in %lld..%lld", what, number, (long long)least,
                  (long long)most);

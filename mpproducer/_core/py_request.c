@@ -46,11 +46,36 @@ static int text_of(PyObject *given, const char *what, struct text *text) {
 
 /* --- the rows, by topic */
 
+/* Exact types: no code but ours runs while the rows are read. */
+static int read_topic(int version, struct topic *topic) {
+    PyObject *name = topic->name;
+    if (version >= TOPIC_IDS) {
+        if (PyBytes_CheckExact(name) && PyBytes_GET_SIZE(name) == ID_BYTES) {
+            topic->text = PyBytes_AS_STRING(name);
+            topic->length = ID_BYTES;
+            return 0;
+        }
+        PyErr_Format(PyExc_ValueError, "a topic's id is %d bytes, not %R", (int)ID_BYTES, name);
+        return -1;
+    }
+    if (!PyUnicode_CheckExact(name)) {
+        PyErr_Format(PyExc_TypeError, "a topic's name is a str, not %R", name);
+        return -1;
+    }
+    struct text text;
+    if (text_of(name, "topic's name", &text) < 0) return -1;
+    topic->text = text.data;
+    topic->length = text.length;
+    return 0;
+}
+
 /* The topic of this name or id, a new one if it is not there yet; -1 with an exception. A request
  * has one topic, or few, or very many. */
 static Py_ssize_t find_topic(struct request *r, PyObject *name, PyObject **known) {
     struct topic *last = r->topics ? &r->topic[r->topics - 1] : NULL;
     if (last && last->name == name) return r->topics - 1;
+    struct topic found = {.name = name, .first = -1, .last = -1};
+    if (read_topic(r->version, &found) < 0) return -1;
     if (!*known && !(*known = PyDict_New())) return -1;
     PyObject *place = PyDict_GetItemWithError(*known, name);
     if (place) return PyLong_AsSsize_t(place);
@@ -59,21 +84,7 @@ static Py_ssize_t find_topic(struct request *r, PyObject *name, PyObject **known
     const int failed = !place || PyDict_SetItem(*known, name, place) < 0;
     Py_XDECREF(place);
     if (failed) return -1;
-    struct topic *topic = &r->topic[r->topics];
-    *topic = (struct topic){.name = name, .first = -1, .last = -1};
-    if (r->version < TOPIC_IDS) {
-        struct text text;
-        if (name == Py_None) PyErr_SetString(PyExc_TypeError, "a topic has a name");
-        if (name == Py_None || text_of(name, "topic's name", &text) < 0) return -1;
-        topic->text = text.data;
-        topic->length = text.length;
-    } else if (!PyBytes_Check(name) || PyBytes_GET_SIZE(name) != ID_BYTES) {
-        PyErr_Format(PyExc_ValueError, "a topic's id is %d bytes, not %R", (int)ID_BYTES, name);
-        return -1;
-    } else {
-        topic->text = PyBytes_AS_STRING(name);
-        topic->length = ID_BYTES;
-    }
+    r->topic[r->topics] = found;
     return r->topics++;
 }
 

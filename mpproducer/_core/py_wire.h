@@ -15,7 +15,7 @@ static inline uint8_t *put_big(uint8_t *at, uint64_t value, int bytes) {
     return at + bytes;
 }
 
-/* 0, or -1 with OverflowError: a number that its field on the wire does not hold. */
+/* 0, or -1 with an exception: no int, or one that its field on the wire does not hold. */
 int integer_of(PyObject *number, int64_t least, int64_t most, const char *what, int64_t *value);
 
 /* The bytes of a sealed batch in the memory that holds them, and its header. */

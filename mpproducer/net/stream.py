@@ -5,8 +5,8 @@ without copying. What the kernel does not take stays in the stream, in order, un
 caller must keep that memory unchanged until `flush` has returned True or the stream is closed.
 
 TLS and SASL fit behind the same methods: `finish_connect` returns True only when the peer may be
-sent Kafka requests, `Send.peek` and `FrameReader.read` are there for a stream that changes the
-bytes on their way.
+sent Kafka requests; `Send.peek`, `Send.advance` and `FrameReader.read` are there for a stream that
+changes the bytes on their way.
 """
 
 from __future__ import annotations

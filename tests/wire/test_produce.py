@@ -213,9 +213,10 @@ def test_what_is_no_request_is_an_error_of_the_caller() -> None:
 
     for version in (2, 14, -1):
         refused(ValueError, "is not spoken here", version, "t")
-    refused(TypeError, "a topic has a name", 9, None)
-    refused(TypeError, "unhashable", 9, [])
-    refused(TypeError, "bad argument type", 9, 7)
+    no_names: list[Any] = [None, [], 7, b"0123456789abcdef"]
+    for topic in no_names:
+        refused(TypeError, "a topic's name is a str, not", 9, topic)
+    refused(TypeError, "acks is a number, not None", 9, "t", acks=None)
     refused(OverflowError, "topic's name of 40000 bytes", 9, "t" * 40_000)
     refused(OverflowError, "client id of 40000 bytes", 9, "t", client="c" * 40_000)
     refused(OverflowError, "transactional id of 40000 bytes", 3, "t", lane="c" * 40_000)
