@@ -64,11 +64,6 @@ class Memory:
         """Say that the topic is there, as a sender does that has its metadata."""
         self.pool.topic_ready(self.topic_index, self.partitions)
 
-    def payload(self) -> memoryview:
-        """The payload area; released before the memory is closed."""
-        pool: Any = self.pool
-        return memoryview(pool)
-
     def take(self) -> None:
         """Freeze and give back every batch; what is to be told is the caller's."""
         for _index, seq, slot, _full, _opened_ns in self.pool.collect(False)[0]:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 PACKAGE = "mpproducer"
 MODULES = (
-    "net.frames", "net.stream", "sender.actions", "sender.batch", "sender.codec",
+    "net.stream", "sender.actions", "sender.batch", "sender.codec",
     "sender.connections", "sender.counters", "sender.delivery", "sender.discovery", "sender.drain",
     "sender.error_table", "sender.idempotence", "sender.inflight", "sender.load", "sender.loop",
     "sender.machine", "sender.metadata", "sender.metrics", "sender.nodes", "sender.partition",

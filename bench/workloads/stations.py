@@ -21,16 +21,15 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any, Final
 
-from bench import payload
+from bench import payload, raw
 from bench.config import Options, Result
 from bench.host import TOPIC, Host, Memory, Stopwatch
 from bench.target import Target
 from bench.workloads.base import Case, Workload
+from mpproducer._core import native
 from mpproducer.config import Config
 from mpproducer.shm import frames
 from mpproducer.wire.crc import crc32c
-from mpproducer.wire.produce import Batch, encode_produce_request
-from mpproducer.wire.record_batch import batch_header
 
 _MINE, _FLOOR = "mpproducer", "floor"
 _WARM, _COLD = "warm", "cold"
@@ -42,7 +41,6 @@ _FRAMED_BYTES: Final = 110  # a record of 100 B with its framing
 _OPENED: Final = 240  # batches, of one partition each
 _BATCH_BYTES: Final = 256 * 1024
 _BATCHES: Final = 4  # of a request: what max_request_size takes
-_VERSION: Final = 9
 _ANSWER_S: Final = 20.0
 _PEER_READS_S: Final = 150e-6  # what the kernel holds of a connection: 256 KiB
 _IN_TURN: Final = 24  # batches in memory at once: more than a cache holds
@@ -262,28 +260,24 @@ def _full(host: Host, repetitions: int) -> Result:
     return _medians(rounds[1:])
 
 
-def _requests(memory: Memory, payload_view: memoryview) -> list[tuple[list[Any], int]]:
+def _requests(memory: Memory) -> list[tuple[list[Any], int]]:
     """Requests of four batches as buffers for sendmsg, and their bytes: what a worker has
     appended, from where it stands."""
     for partition in range(_PARTITIONS):
         for part in _full_values():
             memory.producer.send_many(TOPIC, part, partition=partition)
-    batches: list[Batch] = []
+    batches: list[tuple[int, native.Body]] = []
     for index, seq, slot, _full, _opened_ns in memory.pool.collect(False)[0]:
         if not seq:
             continue
         (frozen,) = memory.pool.freeze([slot], 0)
         if frozen is None or len(frozen) == 2:
             raise RuntimeError(f"a batch cannot be frozen: {frozen}")
-        count, size, base_ms, max_ms, _crc, _owners, spans = frozen
-        pieces = [payload_view[at : at + length] for at, length in spans]
-        header = batch_header(size, 0, count, base_ms, max_ms, 1, 0, 0, pieces)
-        batches.append((index, [header, *pieces], len(header) + size))
-    batches.sort(key=lambda batch: -batch[2])  # the rests together
+        batches.append((index, frozen[-1]))
+    batches.sort(key=lambda batch: -batch[1].size_bytes)  # the rests together
     made = []
     for at in range(0, len(batches), _BATCHES):
-        topics = [(TOPIC, b"", batches[at : at + _BATCHES])]
-        buffers = encode_produce_request(_VERSION, 1, "raw", -1, 30_000, None, topics)
+        buffers = raw.buffers(TOPIC, batches[at : at + _BATCHES])
         made.append((buffers, sum(map(len, buffers))))
     return made
 
@@ -330,12 +324,11 @@ def _floors(target: Target, repetitions: int) -> Result:
     """CRC and sendmsg of the same bytes in the same memory, into the same sink."""
     with closing(Memory(Config.from_user(None, dict(_WORKER_CONFIG)), _PARTITIONS)) as memory:
         memory.publish()
-        with memory.payload() as view:
-            requests = _requests(memory, view)
-            try:
-                return _floors_of(requests, target, repetitions)
-            finally:
-                requests.clear()
+        requests = _requests(memory)
+        try:
+            return _floors_of(requests, target, repetitions)
+        finally:
+            requests.clear()
 
 
 def _floors_of(requests: list[tuple[list[Any], int]], target: Target, repetitions: int) -> Result:

@@ -17,14 +17,15 @@ import time
 from multiprocessing.connection import Connection
 from typing import Any
 
-from bench import facts, payload
+from bench import facts, payload, raw
 from bench.clients.base import Client
 from bench.config import Options, Result, Setup
 from bench.fleet import RUN_S, Fleet, RunFailed
 from bench.target import Target
 from bench.workloads.base import Case, Workload
-from mpproducer.wire.produce import encode_produce_request
-from mpproducer.wire.record_batch import Record, batch_header, encode_record
+from mpproducer._core import native
+from mpproducer.wire.crc import crc32c
+from mpproducer.wire.record_batch import Record, encode_record
 
 _RAW, _RAW_CRC = "sendmsg", "sendmsg-crc"
 _FILLED = "mpproducer-filled"
@@ -41,7 +42,6 @@ _REQUEST_BYTES = 1 << 20  # max_request_size
 _BUFFER_BYTES = 64 << 20
 _FRAMES = 64  # in turn, so that no cache holds them: as much as the producer's memory
 _IN_FLIGHT = 5
-_VERSION = 9
 _FILL_BYTES = 56_000_000  # of that, and nothing blocks
 
 
@@ -54,12 +54,11 @@ def _frames(size_bytes: int, batch_bytes: int, topic: str) -> tuple[list[Any], i
         batches = []
         for partition in range(partitions):
             values = payload.values(size_bytes, count, seed * partitions + partition)
-            body = b"".join(
+            records = b"".join(
                 encode_record(Record(n, 0, None, value)) for n, value in enumerate(values)
             )
-            header = batch_header(len(body), 0, count, 0, 0, 1, 0, 0, [body])
-            batches.append((partition, [header, body], len(header) + len(body)))
-        made.append((batches, [(topic, b"", batches)]))
+            batches.append((partition, native.Body(records, count, 0, 0)))
+        made.append(raw.buffers(topic, batches))
     return made, partitions * count * size_bytes
 
 
@@ -75,13 +74,11 @@ def _raw(
         pipe.recv()
         sent = waiting = 0
         while sent < total:
-            batches, topics = frames[sent // record_bytes % _FRAMES]
+            buffers = frames[sent // record_bytes % _FRAMES]
             if crc:
-                for _partition, buffers, _size in batches:
-                    buffers[0] = batch_header(
-                        len(buffers[1]), 0, 1, 0, 0, 1, 0, 0, [memoryview(buffers[1])]
-                    )
-            _send(sock, encode_produce_request(_VERSION, 1, "raw", -1, 30_000, None, topics))
+                for buffer in buffers:
+                    crc32c(buffer)
+            _send(sock, buffers)
             sent += record_bytes
             waiting += 1
             if waiting == _IN_FLIGHT:

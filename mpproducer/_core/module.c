@@ -4,8 +4,7 @@
 #include <errno.h>
 #include <pthread.h>
 
-#include "pool.h"
-#include "crc.h"
+#include "py_wire.h"
 
 uint32_t mp_fork_generation;
 PyObject *mp_make_metadata, *mp_make_error, *mp_make_await, *mp_watch, *mp_make_batch_future;
@@ -47,13 +46,6 @@ static PyObject *murmur2(PyObject *Py_UNUSED(module), PyObject *data) {
     return PyLong_FromUnsignedLong(hash);
 }
 
-static PyObject *crc32c_join(PyObject *Py_UNUSED(module), PyObject *args) {
-    unsigned first, second;
-    unsigned long long length;
-    if (!PyArg_ParseTuple(args, "IIK", &first, &second, &length)) return NULL;
-    return PyLong_FromUnsignedLong(mp_crc32c_join(first, second, length));
-}
-
 static PyObject *failed_future(PyObject *Py_UNUSED(module), PyObject *args) {
     PyObject *topic, *error;
     if (!PyArg_ParseTuple(args, "UO", &topic, &error)) return NULL;
@@ -83,7 +75,7 @@ static PyObject *configure(PyObject *Py_UNUSED(module), PyObject *args, PyObject
 static PyMethodDef methods[] = {
     {"segment_sizes", segment_sizes, METH_VARARGS, NULL},
     {"murmur2", murmur2, METH_O, NULL},
-    {"crc32c_join", crc32c_join, METH_VARARGS, NULL},
+    {"produce_request", (PyCFunction)(void *)produce_request, METH_FASTCALL, NULL},
     {"produce_decode", produce_decode, METH_VARARGS, NULL},
     {"read_metrics", read_metrics, METH_VARARGS, NULL},
     {"failed_future", failed_future, METH_VARARGS, NULL},
@@ -127,6 +119,8 @@ static int exec_module(PyObject *module) {
         PyModule_AddIntConstant(module, "TOPIC_READY", MP_T_READY) < 0 ||
         PyModule_AddIntConstant(module, "TOPIC_ERROR", MP_T_ERROR) < 0 ||
         add_type(module, "Metrics", &Metrics_Type) || add_type(module, "Pool", &Pool_Type) ||
+        add_type(module, "Body", &Body_Type) || add_type(module, "Send", &Send_Type) ||
+        add_type(module, "FrameReader", &FrameReader_Type) ||
         add_type(module, "Attachment", &Attachment_Type) ||
         add_type(module, "DeliveryFuture", &Future_Type) ||
         add_type(module, "Runs", &Runs_Type) || add_type(module, "ProducerBase", &Producer_Type))

@@ -30,9 +30,6 @@ def murmur2(data: bytes) -> int:
     """Java's murmur2 (seed 0x9747b28c) as an unsigned 32-bit int; mask with 0x7fffffff, then
     modulo."""
 
-def crc32c_join(first: int, second: int, length: int, /) -> int:
-    """CRC-32C of two parts from theirs; the second has `length` bytes."""
-
 def produce_decode(
     frame: bytes | bytearray | memoryview,
     version: int,
@@ -46,10 +43,90 @@ def produce_decode(
     each (name or id, list of `partition`), throttle_time_ms and node_endpoints. Raises `error` when
     it is malformed or answers another request."""
 
-_Frozen: TypeAlias = tuple[int, int, int, int, int, tuple[int, ...], list[tuple[int, int]]]
-"""(records, size_bytes, base_timestamp_ms, max_timestamp_ms, CRC-32C of the records' bytes,
-participants (owner ids), spans [(offset, length)] in the payload area, adjacent slots merged) of a
-sealed batch."""
+def produce_request(
+    version: int,
+    correlation_id: int,
+    client_id: str | None,
+    acks: int,
+    timeout_ms: int,
+    transactional_id: str | None,
+    batches: list[tuple[str | bytes, int, Body, int, int, int]],
+    /,
+) -> Send:
+    """A Produce request (v3 to v13) of batches, each (topic, partition, body, producer id, epoch,
+    base sequence); `topic` is a name, from v13 an id of 16 bytes (KIP-516). Topics go in the order
+    in which they come first. `transactional_id` is None without transactions. Raises OverflowError
+    for what a field of the protocol does not hold."""
+
+_Buffer: TypeAlias = bytes | bytearray | memoryview
+
+@final
+class Body:
+    """The records of a sealed batch where they are in memory, which cannot go while this is there,
+    and what its header says of them."""
+
+    size_bytes: int  # of the records, or of their compressed stream
+    records: int
+    crc: int  # of these bytes, CRC-32C
+    attributes: int
+
+    def __init__(
+        self,
+        memory: _Buffer | Pool,
+        records: int,
+        base_timestamp_ms: int,
+        max_timestamp_ms: int,
+        attributes: int = 0,
+        spans: list[tuple[int, int]] = ...,
+        crc: int | None = None,
+    ) -> None:
+        """`spans` are [(offset, length)] in `memory`; without them it is all of it. `crc` is
+        computed if it is not known."""
+    @property
+    def pieces(self) -> list[memoryview]:
+        """Views of the bytes, in order."""
+    def header(self, producer_id: int, epoch: int, base_sequence: int, /) -> bytes:
+        """The 61 bytes before them. No byte of the records is read."""
+    def unchanged(self) -> bool:
+        """Whether the bytes are still those of `crc`."""
+
+@final
+class Send:
+    """Bytes on their way to one connection, from where they are: that memory cannot go until the
+    last one is handed over, or this is dropped. For one thread at a time."""
+
+    size_bytes: int
+    left_bytes: int  # not handed over yet
+
+    def __init__(self, buffers: Sequence[_Buffer]) -> None: ...
+    def write_to(self, fd: int, /) -> bool:
+        """Give a socket what it takes of what is left, without waiting; True when nothing is left.
+        Raises OSError."""
+    def peek(self, most: int, /) -> bytes:
+        """A copy of the next bytes, for a connection that is no plain socket."""
+    def advance(self, count: int, /) -> None:
+        """So many bytes were handed over. Raises ValueError for more than are left."""
+
+@final
+class FrameReader:
+    """Collects Kafka frames (i32 length, then that many bytes) from one connection. A length that
+    is negative or above `max_frame_bytes` is refused before any memory is taken for it: a call
+    raises `too_large`, or leaves that to the next one when whole frames came before; those count.
+    """
+
+    buffer_bytes: int
+    refused: Exception | None  # behind the last frames: nothing can follow
+
+    def __init__(self, max_frame_bytes: int, too_large: type[Exception]) -> None: ...
+    def receive(self, fd: int, /) -> tuple[int, list[bytes]]:
+        """Receive once from a socket, without waiting: (bytes, whole frames without their length).
+        0: nothing is there; -1: the peer closed. Raises OSError."""
+    def read(self, read_into: Callable[[memoryview], int], /) -> tuple[int, list[bytes]]:
+        """The same of a connection that is no plain socket. Raises what `read_into` raises."""
+
+_Frozen: TypeAlias = tuple[int, int, int, int, tuple[int, ...], Body]
+"""(records, size_bytes, base_timestamp_ms, max_timestamp_ms, participants (owner ids), the bytes)
+of a sealed batch."""
 
 Histogram: TypeAlias = tuple[int, int, list[int]]
 """Sum, largest of the last 30 to 60 s (both in us), and the count of each bucket."""
@@ -95,7 +172,8 @@ class Metrics:
 @final
 class Pool:
     """The sender's side of the shared segments. One thread only. Supports the buffer protocol: a
-    read-only view of the payload area; the offsets of spans index into it."""
+    read-only view of the payload area; the offsets of spans index into it. It cannot be closed
+    while there is a view of it, or a Body in it."""
 
     def __init__(
         self,

@@ -1,5 +1,5 @@
 /* Pool: the sender's side of the segments, one thread only. */
-#include "native.h"
+#include "py_wire.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -217,12 +217,11 @@ static PyObject *freeze_one(Pool *self, uint32_t slot, uint64_t *bytes) {
     *bytes += walk.bytes;
     mp_peak(&self->sender.region.metrics->peak[MP_PEAK_RECORD_BYTES], walk.largest);
     PyObject *const frozen[] = {
-        PyLong_FromUnsignedLong(walk.records),        PyLong_FromUnsignedLong(walk.bytes),
-        PyLong_FromLongLong(walk.base_timestamp),     PyLong_FromLongLong(walk.max_timestamp),
-        PyLong_FromUnsignedLong(walk.crc),            participants(header),
-        span_list(&walk),
+        PyLong_FromUnsignedLong(walk.records),    PyLong_FromUnsignedLong(walk.bytes),
+        PyLong_FromLongLong(walk.base_timestamp), PyLong_FromLongLong(walk.max_timestamp),
+        participants(header),                     body_of_walk((PyObject *)self, &walk),
     };
-    return tuple_of(7, frozen);
+    return tuple_of(6, frozen);
 }
 
 static PyObject *pool_freeze(Pool *self, PyObject *args) {

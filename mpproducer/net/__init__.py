@@ -1,1 +1,1 @@
-"""Bytes to and from brokers: streams that never block, frames, names."""
+"""Bytes to and from brokers: streams that never block, names."""

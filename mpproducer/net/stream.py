@@ -1,11 +1,12 @@
 """A non-blocking stream to one broker.
 
-`write` takes a list of buffers, some of them views of shared memory, and hands them to the kernel
+`write` takes a `Send`, whose bytes may be in shared memory, and has it hand them to the kernel
 without copying. What the kernel does not take stays in the stream, in order, until `flush`: the
 caller must keep that memory unchanged until `flush` has returned True or the stream is closed.
 
 TLS and SASL fit behind the same methods: `finish_connect` returns True only when the peer may be
-sent Kafka requests.
+sent Kafka requests; `Send.peek`, `Send.advance` and `FrameReader.read` are there for a stream that
+changes the bytes on their way.
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Sequence
-from typing import Any, Final, NamedTuple, Protocol, TypeAlias
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from mpproducer.net.errors import StreamClosed
 
-Buffer: TypeAlias = bytes | bytearray | memoryview
-# Linux takes at most IOV_MAX buffers per call; more would fail with EMSGSIZE.
-_IOV_MAX: Final = min(os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") else 1024, 1024)
+if TYPE_CHECKING:
+    from mpproducer._core.native import FrameReader, Send
+
+MAX_FRAME_BYTES: Final = 100 * 1024 * 1024  # socket.request.max.bytes of a broker
 _IN_PROGRESS: Final = frozenset({errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EALREADY})
 # Nothing more can be done for a peer that vanished without a FIN; the request timeout is the
 # first line, this bounds connections without requests.
@@ -48,7 +50,7 @@ class Stream(Protocol):
         """Go on with connecting; True when requests may be sent. Raises OSError."""
         ...
 
-    def write(self, buffers: Sequence[Buffer]) -> bool:
+    def write(self, send: Send) -> bool:
         """Send; True when everything was handed to the kernel. Raises OSError."""
         ...
 
@@ -56,8 +58,9 @@ class Stream(Protocol):
         """Go on with what `write` left behind; True when nothing is left. Raises OSError."""
         ...
 
-    def read_into(self, view: memoryview) -> int:
-        """Receive; 0 when nothing is there. Raises StreamClosed at the end, or OSError."""
+    def receive(self, reader: FrameReader) -> tuple[int, list[bytes]]:
+        """Receive once into `reader`: (bytes, whole frames); 0 bytes when nothing is there. Raises
+        StreamClosed at the end, FrameTooLarge, or OSError."""
         ...
 
     @property
@@ -75,9 +78,10 @@ class TcpStream:
 
     def __init__(self, address: Address, send_buffer_bytes: int, receive_buffer_bytes: int) -> None:
         """Raises OSError if the attempt fails at once (no route, no descriptors)."""
-        self._left: list[memoryview] = []
+        self._left: deque[Send] = deque()
         self._connecting = True
         self._socket = socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self._fd = self._socket.fileno()
         try:
             self._configure(send_buffer_bytes, receive_buffer_bytes)
             code = self._socket.connect_ex(address.sockaddr)
@@ -102,7 +106,7 @@ class TcpStream:
 
     def fileno(self) -> int:
         """The socket's descriptor; -1 once closed."""
-        return self._socket.fileno()
+        return self._fd
 
     def finish_connect(self) -> bool:
         """Called when the socket became writable; True: connected. Raises OSError."""
@@ -124,58 +128,31 @@ class TcpStream:
         """Connecting, or bytes are left."""
         return self._connecting or bool(self._left)
 
-    def write(self, buffers: Sequence[Buffer]) -> bool:
+    def write(self, send: Send) -> bool:
         """Send now what the kernel takes; True when that was everything. Raises OSError."""
-        if self._left:
-            self._left.extend(memoryview(buffer).cast("B") for buffer in buffers if len(buffer))
-            return self.flush()
-        try:
-            sent = self._socket.sendmsg(buffers if len(buffers) <= _IOV_MAX else buffers[:_IOV_MAX])
-        except (BlockingIOError, InterruptedError):
-            sent = 0
-        if sent == sum(map(len, buffers)):
+        if not self._left and send.write_to(self._fd):
             return True
-        self._left = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
-        self._sent(sent)
-        return bool(sent) and self.flush()
+        self._left.append(send)
+        return False
 
     def flush(self) -> bool:
-        """Send what is left as far as the kernel takes it. Raises OSError.
-
-        Its buffer is full only when it refuses: the peer reads meanwhile, and one more call costs
-        less than a turn of the loop."""
+        """Send what is left as far as the kernel takes it. Raises OSError."""
         left = self._left
         while left:
-            offered = left if len(left) <= _IOV_MAX else left[:_IOV_MAX]
-            try:
-                sent = self._socket.sendmsg(offered)
-            except (BlockingIOError, InterruptedError):
+            if not left[0].write_to(self._fd):
                 return False
-            self._sent(sent)
+            left.popleft()
         return True
 
-    def _sent(self, count: int) -> None:
-        """Drop what was sent of what is left."""
-        left = self._left
-        done = 0
-        while done < len(left) and count >= len(left[done]):
-            count -= len(left[done])
-            done += 1
-        del left[:done]
-        if count:
-            left[0] = left[0][count:]
-
-    def read_into(self, view: memoryview) -> int:
-        """Receive into `view`; 0 when nothing is there. Raises StreamClosed, OSError."""
-        try:
-            count = self._socket.recv_into(view)
-        except (BlockingIOError, InterruptedError):
-            return 0
-        if count == 0:
+    def receive(self, reader: FrameReader) -> tuple[int, list[bytes]]:
+        """Receive what is there, once. Raises StreamClosed, FrameTooLarge, OSError."""
+        count, frames = reader.receive(self._fd)
+        if count < 0:
             raise StreamClosed("the broker closed the connection")
-        return count
+        return count, frames
 
     def close(self) -> None:
-        """Close at once. Views of shared memory are let go of."""
+        """Close at once. Memory that was still to be sent is let go of."""
         self._left.clear()
         self._socket.close()
+        self._fd = -1

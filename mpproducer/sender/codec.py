@@ -1,6 +1,6 @@
 """Actions to bytes and bytes to events: the loop's side of `wire`.
 
-A batch is encoded from views of shared memory; only its 61-byte header is ours. The checksum of its
+A batch goes to the broker from shared memory; only its 61-byte header is ours. The checksum of its
 records comes from the walk that checked them, and the header's is joined to it: no byte is touched
 again, whatever sequence a batch gets, and what was checked is known when a broker reports a wrong
 CRC.
@@ -15,7 +15,6 @@ from mpproducer._core import native
 from mpproducer.sender import actions
 from mpproducer.wire import compression, framing, produce, record_batch
 from mpproducer.wire.codec import Buffer, ProtocolError
-from mpproducer.wire.crc import crc32c
 
 if TYPE_CHECKING:
     from mpproducer.sender.batch import ProducerBatch
@@ -25,48 +24,10 @@ DecodeError = ProtocolError
 MAX_BATCH_BYTES: Final = 1 << 24  # a batch word holds no more; a bound for decompression
 
 
-class Body:
-    """The bytes of a sealed batch and, once made, its header."""
-
-    __slots__ = ("attributes", "crc", "header", "pieces", "size_bytes", "stamp")
-
-    def __init__(
-        self,
-        pieces: Sequence[Buffer],
-        size_bytes: int,
-        codec: str = "none",
-        crc: int | None = None,
-    ) -> None:
-        self.crc = record_batch.checksum(pieces) if crc is None else crc
-        self.pieces = pieces
-        self.size_bytes = size_bytes
-        self.attributes = record_batch.CODECS.index(codec)
-        self.header = b""
-        self.stamp: tuple[int, int, int] = (-2, -2, -2)
-
-
-def header_of(batch: ProducerBatch) -> bytes:
-    """The batch's header under its present producer id, epoch and sequence."""
-    body: Body = batch.body
-    stamp = (batch.producer_id, batch.producer_epoch, batch.base_sequence)
-    if body.stamp != stamp:
-        suffix = record_batch.header_suffix(
-            body.attributes,
-            batch.records,
-            batch.base_timestamp_ms,
-            batch.max_timestamp_ms,
-            *stamp,
-        )
-        crc = native.crc32c_join(crc32c(suffix), body.crc, body.size_bytes)
-        body.header = record_batch.header_prefix(body.size_bytes, crc) + suffix
-        body.stamp = stamp
-    return body.header
-
-
 def unchanged(batch: ProducerBatch) -> bool:
     """Whether the bytes are still those whose checksum was sent."""
-    body: Body = batch.body
-    return record_batch.checksum(body.pieces) == body.crc
+    body: native.Body = batch.body
+    return body.unchanged()
 
 
 class ProduceEncoder:
@@ -75,41 +36,39 @@ class ProduceEncoder:
     def __init__(self, client_id: str) -> None:
         self._client_id = client_id
 
-    def encode(self, action: actions.SendProduce) -> tuple[list[Buffer], int]:
-        """The request as buffers for sendmsg, and its size in bytes."""
-        topics: dict[str, list[produce.Batch]] = {}
+    def encode(self, action: actions.SendProduce) -> native.Send:
+        """The request, whose batches stay where they are."""
+        batches: list[tuple[str | bytes, int, native.Body, int, int, int]] = []
         for batch in action.batches:
-            body: Body = batch.body
             partition = batch.partition
-            entry = (
-                partition.number,
-                [header_of(batch), *body.pieces],
-                record_batch.HEADER_BYTES + body.size_bytes,
+            batches.append(
+                (
+                    partition.topic,
+                    partition.number,
+                    batch.body,
+                    batch.producer_id,
+                    batch.producer_epoch,
+                    batch.base_sequence,
+                )
             )
-            rows = topics.get(partition.topic)
-            if rows is None:
-                topics[partition.topic] = [entry]
-            else:
-                rows.append(entry)
-        buffers = produce.encode_produce_request(
+        return native.produce_request(
             action.api_version,
             action.correlation_id,
             self._client_id,
             action.acks,
             action.timeout_ms,
             None,
-            [(name, b"", rows) for name, rows in topics.items()],
+            batches,
         )
-        return buffers, 4 + int.from_bytes(buffers[0][:4], "big")
 
 
-def encode_request(action: actions.Request, client_id: str) -> tuple[list[Buffer], int]:
-    """Any other request, and its size in bytes."""
+def encode_request(action: actions.Request, client_id: str) -> native.Send:
+    """Any other request."""
     api = framing.api_of(action.api_key)
     frame = framing.encode_request(
         api, action.api_version, action.correlation_id, client_id, action.message
     )
-    return [frame], len(frame)
+    return native.Send([frame])
 
 
 def decode_produce_response(
@@ -145,7 +104,7 @@ def split(
 ) -> tuple[actions.Part, ...]:
     """Re-encode the records of a batch as batches of at most `limit_bytes` of records each; a
     single larger record stands alone. Keys, values, headers and timestamps are kept."""
-    body: Body = batch.body
+    body: native.Body = batch.body
     data: Buffer = b"".join(body.pieces)
     packed = body.attributes & record_batch.CODEC_MASK
     if packed:
@@ -196,12 +155,15 @@ def _part(
 ) -> actions.Part:
     plain = b"".join(encoded)
     data = plain if codec == "none" else compression.compress(codec, level, [plain])
+    base_ms = batch.base_timestamp_ms + deltas[0]
+    max_ms = batch.base_timestamp_ms + max(deltas)
+    attributes = record_batch.CODECS.index(codec)
     return actions.Part(
         first=start,
         records=len(encoded),
         size_bytes=len(plain),
         wire_bytes=record_batch.HEADER_BYTES + len(data),
-        base_timestamp_ms=batch.base_timestamp_ms + deltas[0],
-        max_timestamp_ms=batch.base_timestamp_ms + max(deltas),
-        body=Body([data], len(data), codec),
+        base_timestamp_ms=base_ms,
+        max_timestamp_ms=max_ms,
+        body=native.Body(data, len(encoded), base_ms, max_ms, attributes),
     )

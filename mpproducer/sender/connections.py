@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import select
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from mpproducer.net.frames import FrameReader
-from mpproducer.net.stream import Buffer, Stream, TcpStream
+from mpproducer._core import native
+from mpproducer.net.errors import FrameTooLarge
+from mpproducer.net.stream import MAX_FRAME_BYTES, Stream, TcpStream
 from mpproducer.sender import actions, codec
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Connection:
         self.label = label
         self.row = row  # of its node's metrics
         self.stream = stream
-        self.reader = FrameReader()
+        self.reader = native.FrameReader(MAX_FRAME_BYTES, FrameTooLarge)
         self.expected: deque[tuple[int, int, int]] = deque()  # correlation id, api key, version
         self.writing: deque[int] = deque()  # correlation ids not fully handed to the kernel
         self.ready = False
@@ -104,8 +105,7 @@ class Connections:
         correlation_id: int,
         api_key: int,
         version: int,
-        buffers: Sequence[Buffer],
-        size_bytes: int,
+        request: native.Send,
         *,
         answered: bool = True,
     ) -> None:
@@ -115,10 +115,11 @@ class Connections:
             return  # closed in this turn; the machine knows
         if answered:
             connection.expected.append((correlation_id, api_key, version))
+        size_bytes = request.size_bytes
         self._counters.outgoing_byte_total += size_bytes
         self._measure.sent(connection.row, size_bytes)
         try:
-            whole = connection.stream.write(buffers)
+            whole = connection.stream.write(request)
         except OSError as error:
             self._fail(connection, error)
             return
@@ -159,15 +160,16 @@ class Connections:
 
     def _read(self, connection: Connection) -> None:
         """Receive once: epoll is level-triggered, and no broker keeps the loop to itself."""
-        count, received = connection.reader.read(connection.stream.read_into)
+        count, received = connection.stream.receive(connection.reader)
         self._counters.incoming_byte_total += count
         self._measure.received(connection.row, count, len(received))
         for frame in received:
             self._take(connection, frame)
             if connection.conn not in self._by_conn:
                 return  # closed while a response was handled
-        if connection.reader.refused is not None:
-            raise connection.reader.refused
+        refused = connection.reader.refused
+        if refused is not None:
+            raise refused
 
     def _take(self, connection: Connection, frame: bytes) -> None:
         if not connection.expected:

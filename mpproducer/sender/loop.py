@@ -370,25 +370,21 @@ class Loop:
         self.connections.close(action.conn)
 
     def _request(self, action: actions.Request) -> None:
-        buffers, size = codec.encode_request(action, self.config.client_id)
         self.connections.send(
             action.conn,
             action.correlation_id,
             action.api_key,
             action.api_version,
-            buffers,
-            size,
+            codec.encode_request(action, self.config.client_id),
         )
 
     def _send_produce(self, action: actions.SendProduce) -> None:
-        buffers, size = self.produce.encode(action)
         self.connections.send(
             action.conn,
             action.correlation_id,
             codec.PRODUCE,
             action.api_version,
-            buffers,
-            size,
+            self.produce.encode(action),
             answered=action.acks != 0,
         )
 

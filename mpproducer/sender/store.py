@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from mpproducer._core import native
 from mpproducer.sender import actions, codec
 from mpproducer.sender.actions import Event
 from mpproducer.sender.batch import ProducerBatch
 from mpproducer.sender.compressor import Compressor
+from mpproducer.wire import record_batch
 
 if TYPE_CHECKING:
     from mpproducer.config import Config
@@ -106,13 +108,8 @@ class Store:
             return actions.BatchEmpty(batch)
         if len(found) == 2:
             return actions.BatchCorrupt(batch, *found)
-        records, size, base_ms, max_ms, crc, participants, spans = found
-        batch.body = codec.Body(self._views(spans), size, crc=crc)
+        records, size, base_ms, max_ms, participants, batch.body = found
         return actions.BatchSealed(batch, records, size, base_ms, max_ms, participants)
-
-    def _views(self, spans: list[tuple[int, int]]) -> list[memoryview]:
-        payload = self._payload
-        return [payload[offset : offset + length] for offset, length in spans]
 
     def verify(self, batch: ProducerBatch) -> Event | None:
         """After a CRC error: did the bytes change since they were first sent?"""
@@ -133,15 +130,15 @@ class Store:
 
     def compress(self, batch: ProducerBatch, now_ns: int) -> Event | None:
         """Take the stream a worker made, or have one made."""
-        state, size, spans = self._stream(batch)
+        state, _size, spans = self._stream(batch)
         if state == "done":
-            return self._compressed(batch, self._views(spans), size)
+            return self._compressed(batch, self._payload[:], spans)
         if state == "busy":
             self._busy[batch] = now_ns
             return None
         if batch.size_bytes <= _COMPRESS_HERE_BYTES:
             data = self._compress_pieces(batch.body.pieces)
-            return self._compressed(batch, [data], len(data))
+            return self._compressed(batch, data)
         self._submit(batch)
         return None
 
@@ -159,9 +156,22 @@ class Store:
     def _compress_pieces(self, pieces: Any) -> bytes:
         return codec.compress(self._codec, self._level, pieces)
 
-    def _compressed(self, batch: ProducerBatch, pieces: list[Any], size: int) -> Event:
-        batch.body = codec.Body(pieces, size, self._codec)
-        return actions.Compressed(batch, size)
+    def _compressed(
+        self,
+        batch: ProducerBatch,
+        memory: bytes | memoryview,
+        spans: list[tuple[int, int]] | None = None,
+    ) -> Event:
+        body = native.Body(
+            memory,
+            batch.records,
+            batch.base_timestamp_ms,
+            batch.max_timestamp_ms,
+            record_batch.CODECS.index(self._codec),
+            [(0, len(memory))] if spans is None else spans,
+        )
+        batch.body = body
+        return actions.Compressed(batch, body.size_bytes)
 
     def compression_done(self, now_ns: int) -> list[Event]:
         """Streams finished by our threads or by workers since the last call."""
@@ -170,12 +180,12 @@ class Store:
             for done in self.compressor.take():
                 if done.error is not None:
                     raise done.error
-                events.append(self._compressed(done.subject, [done.data], len(done.data)))
+                events.append(self._compressed(done.subject, done.data))
         for batch, since_ns in list(self._busy.items()):
-            state, size, spans = self._stream(batch)
+            state, _size, spans = self._stream(batch)
             if state == "done":
                 del self._busy[batch]
-                events.append(self._compressed(batch, self._views(spans), size))
+                events.append(self._compressed(batch, self._payload[:], spans))
             elif state != "busy" or now_ns - since_ns > _WORKER_COMPRESSES_NS:
                 # False: it finished just now, and the next call finds its output.
                 if state != "busy" or self._pool.take_compression(batch.slot):

@@ -9,7 +9,6 @@ from mpproducer.wire import codec
 from mpproducer.wire.codec import ProtocolError, Reader
 from mpproducer.wire.messages import API_VERSIONS, APIS, Api
 
-MAX_FRAME_BYTES: Final = 100 * 1024 * 1024
 _HEAD: Final = struct.Struct(">hhi")
 
 

@@ -41,31 +41,12 @@ def batch_header(
     pieces: Iterable[Buffer],
 ) -> bytes:
     """Return the 61 bytes before `pieces`, which hold `records_bytes` bytes of records."""
-    suffix = header_suffix(
-        attributes, count, base_timestamp_ms, max_timestamp_ms, producer_id, epoch, base_sequence
-    )
-    return header_prefix(records_bytes, checksum(pieces, crc32c(suffix))) + suffix
-
-
-def header_prefix(records_bytes: int, crc: int) -> bytes:
-    """Return the part of a header that its CRC does not cover."""
-    return _PREFIX.pack(0, HEADER_BYTES - 12 + records_bytes, -1, 2, crc)
-
-
-def header_suffix(
-    attributes: int,
-    count: int,
-    base_timestamp_ms: int,
-    max_timestamp_ms: int,
-    producer_id: int,
-    epoch: int,
-    base_sequence: int,
-) -> bytes:
-    """Return the rest of a header, which its CRC covers together with the records."""
-    return _SUFFIX.pack(
+    suffix = _SUFFIX.pack(
         attributes, count - 1, base_timestamp_ms, max_timestamp_ms, producer_id, epoch,
         base_sequence, count,
     )  # fmt: skip
+    crc = checksum(pieces, crc32c(suffix))
+    return _PREFIX.pack(0, HEADER_BYTES - 12 + records_bytes, -1, 2, crc) + suffix
 
 
 def checksum(pieces: Iterable[Buffer], crc: int = 0) -> int:

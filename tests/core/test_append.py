@@ -60,7 +60,7 @@ def encode(record: Record, index: int, base_ms: int) -> bytes:
 def frozen(pool: native.Pool, slot: int) -> Any:
     """A batch that is sealed now, and good."""
     [found] = pool.freeze([slot], 0)
-    assert found is not None and len(found) == 7, found
+    assert found is not None and len(found) == 6, found
     return found
 
 
@@ -123,12 +123,11 @@ class Host:
         """(records, base, max timestamp, bytes) of every batch so far; their memory goes back."""
         found = []
         for _, slot, _ in self.pool.new_batches(0):
-            records, size, base_ms, max_ms, crc, owners, spans = frozen(self.pool, slot)
-            assert records == 0 or owners == (1,)
-            with self.payload() as payload:
-                data = b"".join(payload[at : at + length] for at, length in spans)
-            assert len(data) == size
-            assert crc == crc32c.crc32c(data)
+            records, size, base_ms, max_ms, owners, body = frozen(self.pool, slot)
+            assert records == body.records == 0 or owners == (1,)
+            data = b"".join(body.pieces)
+            assert len(data) == size == body.size_bytes
+            assert body.crc == crc32c.crc32c(data)
             found.append((records, base_ms, max_ms, data))
             assert self.pool.release(slot)
         return found
@@ -232,6 +231,7 @@ def test_K5_a_batch_that_is_full_is_sealed_and_the_next_one_takes_over() -> None
         records += found[0]
         assert found[1] <= 20000
         host.pool.release(slot)
+    del found  # it is in the pool's memory
     assert records == len(sent)
     assert host.pool.free_slots() == SLOTS
     host.close()
@@ -314,11 +314,12 @@ def test_the_walk_refuses_what_is_no_batch(host: Host, rng: random.Random) -> No
     ):
         host.send(record)
     [(_, slot, _)] = host.pool.new_batches(0)
-    records, size, *_, spans = frozen(host.pool, slot)
-    [(at, length)] = spans
-    assert length == size
+    records, size, *_, body = frozen(host.pool, slot)
+    [piece] = body.pieces
+    whole = bytes(piece)
+    assert len(whole) == size
     with host.payload() as payload:
-        whole = bytes(payload[at : at + size])
+        at = payload.tobytes().index(whole)
     start = native.segment_sizes(SLOTS, 4, 1)[1] - SLOTS * native.SLOT_SIZE + at
     refused = accepted = 0
     for place, byte in enumerate(whole):

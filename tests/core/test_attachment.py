@@ -27,9 +27,13 @@ MOST = bytes(20 * native.SLOT_SIZE)
 MORE = bytes(6 * native.SLOT_SIZE)
 
 
+# MOST does not fill a batch, and has no room for MORE beside it.
+BATCH_BYTES = len(MOST) + native.SLOT_SIZE
+
+
 @pytest.fixture
 def hosts() -> Iterator[list[Host]]:
-    made = [Host(compress=True), Host(compress=True)]
+    made = [Host(compress=True, batch_size=BATCH_BYTES) for _ in range(2)]
     yield made
     for host in made:
         host.take()

@@ -23,7 +23,7 @@ FLAGS = "-fsanitize=fuzzer-no-link,address,undefined"
 # What a target is linked with: the core alone, or the binding and an interpreter, too.
 TARGETS = {
     "records": False, "pool": False, "segment": False,
-    "frames": True, "columns": True, "response": True,
+    "frames": True, "columns": True, "response": True, "wire": True,
 }  # fmt: skip
 
 pytestmark = [

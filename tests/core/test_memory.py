@@ -365,12 +365,16 @@ def test_B10_memory_beyond_2_and_4_GiB_is_accounted_and_written_where_it_is(gib:
         assert memory.pool.free_slots() == slots - 66  # the last 64, and round the corner
         ((_, slot, _),) = memory.pool.new_batches(0)
         assert slot == slots - 64
-        spans = frozen(memory.pool, slot)[-1]
-        assert [offset // SLOT for offset, _ in spans] == [slots - 64, 0]
-        assert sum(length for _, length in spans) > len(value)
+        body = frozen(memory.pool, slot)[-1]
+        pieces = body.pieces
+        assert value in b"".join(pieces)
+        assert body.unchanged()
         payload: Any = memory.pool
         with memoryview(payload) as view:
-            assert value in b"".join(view[at : at + length] for at, length in spans)
+            assert view[(slots - 64) * SLOT :] == pieces[0]
+            assert view[: len(pieces[1])] == pieces[1]
+        assert len(pieces) == 2
+        del body, pieces
         assert memory.pool.release(slot)
         assert memory.pool.free_slots() == slots
     finally:

@@ -6,11 +6,11 @@ import random
 import select
 import socket
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
-from mpproducer.net.errors import StreamClosed
+from mpproducer._core.native import FrameReader, Send
+from mpproducer.net.errors import FrameTooLarge, StreamClosed
 from mpproducer.net.stream import Address, TcpStream
 
 WAIT_S = 10.0
@@ -79,7 +79,9 @@ def test_an_impossible_address_raises_and_leaves_no_descriptor() -> None:
 def test_buffers_arrive_in_order_and_empty_ones_do_no_harm(listener: socket.socket) -> None:
     stream, peer = _pair(listener)
     with peer:
-        assert stream.write([b"one", memoryview(b""), bytearray(b"two"), memoryview(b"three")])
+        assert stream.write(
+            Send([b"one", memoryview(b""), bytearray(b"two"), memoryview(b"three")])
+        )
         assert _receive(peer, 11) == b"onetwothree"
     stream.close()
 
@@ -88,7 +90,7 @@ def test_more_buffers_than_one_call_takes_arrive_all(listener: socket.socket) ->
     stream, peer = _pair(listener)
     with peer:
         buffers = [str(number).zfill(4).encode() for number in range(3_000)]
-        assert stream.write(buffers)
+        assert stream.write(Send(buffers))
         assert _receive(peer, 12_000) == b"".join(buffers)
     stream.close()
 
@@ -100,9 +102,9 @@ def test_fault_N08_what_the_kernel_does_not_take_follows_in_order_with_flush(
     first = [rng.randbytes(rng.randrange(600_000)) for _ in range(60)]
     second = [b"second", b"", rng.randbytes(100_000)]
     with peer:
-        assert not stream.write(first)
+        assert not stream.write(Send(first))
         assert stream.wants_write
-        assert not stream.write(second), "nothing passes what was left"
+        assert not stream.write(Send(second)), "nothing passes what was left"
         expected = b"".join([*first, *second])
         got = bytearray()
         while len(got) < len(expected):
@@ -119,7 +121,7 @@ def test_fault_N06_memory_is_lent_until_flush_or_close(listener: socket.socket) 
     lent = bytearray(32_000_000)
     view = memoryview(lent)
     with peer:
-        assert not stream.write([view])
+        assert not stream.write(Send([view]))
         view.release()
         with pytest.raises(BufferError):
             lent.extend(b"x")
@@ -129,16 +131,15 @@ def test_fault_N06_memory_is_lent_until_flush_or_close(listener: socket.socket) 
 
 def test_nothing_to_read_is_zero_and_the_end_is_an_error(listener: socket.socket) -> None:
     stream, peer = _pair(listener)
-    room: Any = memoryview(bytearray(10))
-    assert stream.read_into(room) == 0
-    peer.sendall(b"abc")
+    reader = FrameReader(1_000, FrameTooLarge)
+    assert stream.receive(reader) == (0, [])
+    peer.sendall(b"\0\0\0\3abc\0")
     assert select.select([stream.fileno()], [], [], WAIT_S)[0]
-    assert stream.read_into(room) == 3
-    assert bytes(room[:3]) == b"abc"
+    assert stream.receive(reader) == (8, [b"abc"])
     peer.close()
     assert select.select([stream.fileno()], [], [], WAIT_S)[0]
     with pytest.raises(StreamClosed, match="the broker closed"):
-        stream.read_into(room)
+        stream.receive(reader)
     stream.close()
 
 
@@ -148,7 +149,7 @@ def test_a_reset_peer_is_an_error_for_writes(listener: socket.socket) -> None:
     peer.close()
     with pytest.raises(OSError):
         for _ in range(1_000):
-            stream.write([b"x" * 1_000])
+            stream.write(Send([b"x" * 1_000]))
             select.select([stream.fileno()], [], [], 0.01)
     stream.close()
 

@@ -21,7 +21,7 @@ from mpproducer.wire.messages import (
     PRODUCE,
     Api,
 )
-from mpproducer.wire.produce import PartitionResult, ProduceResponse, encode_produce_request
+from mpproducer.wire.produce import PartitionResult, ProduceResponse
 
 Message = dict[str, Any]
 WAIT_S = 20.0
@@ -91,16 +91,21 @@ class Raw:
     def send_produce(
         self, version: int, topics: dict[Topic, list[tuple[int, bytes]]], acks: int = -1
     ) -> None:
+        message = {
+            "transactional_id": None,
+            "acks": acks,
+            "timeout_ms": 10_000,
+            "topics": [
+                {
+                    "name": topic.name,
+                    "topic_id": topic.topic_id,
+                    "partitions": [{"index": p, "records": data} for p, data in partitions],
+                }
+                for topic, partitions in topics.items()
+            ],
+        }
         self._number += 1
-        rows = [
-            (topic.name, topic.topic_id, [(p, [data], len(data)) for p, data in partitions])
-            for topic, partitions in topics.items()
-        ]
-        self.send(
-            b"".join(
-                encode_produce_request(version, self._number, CLIENT_ID, acks, 10_000, None, rows)
-            )
-        )
+        self.send(framing.encode_request(PRODUCE, version, self._number, CLIENT_ID, message))
 
     def produce_response(self, version: int) -> ProduceResponse:
         return decode_produce_response(self.receive(), version, self._number)

@@ -70,7 +70,7 @@ class Bench:
     def send(self, correlation_id: int, conn: int = 1, size: int = 10, **more: Any) -> None:
         """Send bytes as an InitProducerId request."""
         data = b"r" * size
-        self.connections.send(conn, correlation_id, 22, 4, [data], size, **more)
+        self.connections.send(conn, correlation_id, 22, 4, native.Send([data]), **more)
 
     def close(self) -> None:
         self.connections.close_all()
@@ -239,7 +239,7 @@ def test_fault_N01_a_reset_while_writing_is_reported_and_lends_no_memory_any_mor
     peer = bench.connect()
     lent = bytearray(32 << 20)
     view = memoryview(lent)
-    bench.connections.send(1, 1, 22, 4, [view], len(lent))
+    bench.connections.send(1, 1, 22, 4, native.Send([view]))
     view.release()
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     peer.close()

@@ -21,16 +21,17 @@ if __name__ == "__main__":
     with atheris.instrument_imports(
         include=["mpproducer.wire", "mpproducer.net", "mpproducer.shm"]
     ):
-        from mpproducer.net import errors, frames
+        from mpproducer.net import errors
         from mpproducer.shm import control
         from mpproducer.wire import framing, messages, record_batch
         from tests.wire import produce_reference
 else:
-    from mpproducer.net import errors, frames
+    from mpproducer.net import errors
     from mpproducer.shm import control
     from mpproducer.wire import framing, messages, record_batch
     from tests.wire import produce_reference
 
+from mpproducer._core import native
 from mpproducer.wire.codec import ProtocolError
 
 CORPUS = Path(__file__).with_name("corpus")
@@ -64,7 +65,7 @@ def _pieces(data: bytes, step: int, feed: Callable[[bytes], object]) -> None:
 
 
 def _frames(data: bytes, step: int) -> None:
-    reader = frames.FrameReader(MAX_FRAME_BYTES)
+    reader = native.FrameReader(MAX_FRAME_BYTES, errors.FrameTooLarge)
 
     def feed(piece: bytes) -> None:
         def read_into(view: memoryview) -> int:

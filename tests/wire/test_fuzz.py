@@ -9,8 +9,8 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mpproducer._core.native import FrameReader
 from mpproducer.net.errors import FrameTooLarge
-from mpproducer.net.frames import FrameReader
 from mpproducer.sender.codec import decode_produce_response
 from mpproducer.wire import framing
 from mpproducer.wire.codec import ProtocolError
@@ -141,7 +141,7 @@ def test_changed_batches_of_every_codec(rng: random.Random) -> None:
 
 def _fed(data: bytes, sizes: Callable[[], int], max_frame_bytes: int) -> tuple[list[bytes], bool]:
     """(frames, whether the stream was refused) of bytes that come in pieces."""
-    reader = FrameReader(max_frame_bytes)
+    reader = FrameReader(max_frame_bytes, FrameTooLarge)
     frames: list[bytes] = []
     at = 0
     while at < len(data):

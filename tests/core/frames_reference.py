@@ -1,4 +1,4 @@
-"""Length-prefixed frames out of a byte stream, with a cap on what is buffered."""
+"""The frames of a stream in plain Python, to hold the core's reader against."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Final
 from mpproducer.net.errors import FrameTooLarge
 
 _START_BYTES: Final = 16 * 1024
-MAX_FRAME_BYTES: Final = 100 * 1024 * 1024  # socket.request.max.bytes of a broker
 _KEEP_BYTES: Final = 1024 * 1024  # a larger buffer is given back after its frame
 
 
@@ -17,12 +16,17 @@ class FrameReader:
 
     __slots__ = ("_buffer", "_filled", "_max", "_view", "refused")
 
-    def __init__(self, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
+    def __init__(self, max_frame_bytes: int) -> None:
         self._max = max_frame_bytes
         self._buffer = bytearray(_START_BYTES)
         self._view = memoryview(self._buffer)
         self._filled = 0
         self.refused: FrameTooLarge | None = None  # behind the last frames: nothing can follow
+
+    @property
+    def buffer_bytes(self) -> int:
+        """What is held."""
+        return len(self._buffer)
 
     def read(self, read_into: Callable[[memoryview], int]) -> tuple[int, list[bytes]]:
         """Receive once; returns (bytes received, complete frames without their length).
