@@ -21,8 +21,6 @@ class Setup:
     codec: str = "none"
     batch_bytes: int = 256 * 1024
     """0: each client's own default."""
-    buffer_bytes: int = 0
-    """Of mpproducer's memory for records; 0: its default."""
     runtime_dir: str = ""
     """Where mpproducer's sender lives: a private folder, so that every run starts a fresh one."""
 

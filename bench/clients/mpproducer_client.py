@@ -25,8 +25,6 @@ class MpProducer(Client):
         from mpproducer import Producer
 
         more: dict[str, Any] = {"batch_size": setup.batch_bytes} if setup.batch_bytes else {}
-        if setup.buffer_bytes:
-            more["buffer_memory"] = setup.buffer_bytes
         self.producer = Producer(
             bootstrap_servers=setup.bootstrap,
             linger_ms=setup.linger_ms,

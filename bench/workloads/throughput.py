@@ -2,20 +2,21 @@
 
 End to end a worker makes the records meanwhile, on the cores that sender and sink need. What the
 sender does alone is `mpproducer-filled`: it is stopped while a worker fills the memory, then goes
-on, and what counts is the time until all of it is acknowledged; raw `sendmsg` finds its requests
-made as well.
+on, and what counts is the time until all of it is acknowledged. Raw `sendmsg` finds its requests
+made as well, in rounds of as many bytes, in shared memory that another process has just written:
+that they come from another processor's cache costs both the same. `sendmsg-own` sends from memory
+that nobody else has touched.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import multiprocessing
 import os
 import signal
-import socket
 import time
-from multiprocessing.connection import Connection
-from typing import Any
+from collections.abc import Callable
 
 from bench import facts, payload, raw
 from bench.clients.base import Client
@@ -23,132 +24,87 @@ from bench.config import Options, Result, Setup
 from bench.fleet import RUN_S, Fleet, RunFailed
 from bench.target import Target
 from bench.workloads.base import Case, Workload
-from mpproducer._core import native
-from mpproducer.wire.crc import crc32c
-from mpproducer.wire.record_batch import Record, encode_record
 
-_RAW, _RAW_CRC = "sendmsg", "sendmsg-crc"
+_RAW, _RAW_CRC, _RAW_OWN = "sendmsg", "sendmsg-crc", "sendmsg-own"
 _FILLED = "mpproducer-filled"
 _CLIENTS = (
     _RAW,
     _RAW_CRC,
+    _RAW_OWN,
     _FILLED,
     "mpproducer-many",
     "mpproducer",
     "confluent",
     "confluent-batch",
 )
-_REQUEST_BYTES = 1 << 20  # max_request_size
-_BUFFER_BYTES = 64 << 20
-_FRAMES = 64  # in turn, so that no cache holds them: as much as the producer's memory
-_IN_FLIGHT = 5
-_FILL_BYTES = 56_000_000  # of that, and nothing blocks
+_FILL_BYTES = 24_000_000  # of the default buffer_memory, and nothing blocks
+_LARGE_BATCH_BYTES = 1_000_000  # as large as a broker takes by default
 
 
-def _frames(size_bytes: int, batch_bytes: int, topic: str) -> tuple[list[Any], int]:
-    """(requests as buffers for sendmsg, record bytes in each)."""
-    count = max(1, batch_bytes // (size_bytes + 20))
-    partitions = max(1, _REQUEST_BYTES // batch_bytes)
-    made = []
-    for seed in range(_FRAMES):
-        batches = []
-        for partition in range(partitions):
-            values = payload.values(size_bytes, count, seed * partitions + partition)
-            records = b"".join(
-                encode_record(Record(n, 0, None, value)) for n, value in enumerate(values)
-            )
-            batches.append((partition, native.Body(records, count, 0, 0)))
-        made.append(raw.buffers(topic, batches))
-    return made, partitions * count * size_bytes
+class _Part:
+    """A process that does its part of a round when it is told to."""
+
+    def __init__(self, what: Callable[..., None], *args: object) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=what, args=(theirs, *args))
+        self._process.start()
+        theirs.close()
+        self.pid = self._process.pid or 0
+
+    def wait(self) -> None:
+        try:
+            if not self._pipe.poll(RUN_S):
+                raise RunFailed("a raw process does not answer")
+            self._pipe.recv()
+        except EOFError:
+            raise RunFailed("a raw process died") from None
+
+    def go(self) -> None:
+        self._pipe.send("go")
+        self.wait()
+
+    def end(self) -> None:
+        with contextlib.suppress(OSError):
+            self._pipe.send("end")
+        self._process.join(5)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._pipe.close()
 
 
-def _raw(
-    pipe: Connection, bootstrap: str, size_bytes: int, batch_bytes: int, total: int, crc: bool
-) -> None:
-    """In a process: send, at most five requests without an answer, as a producer does."""
-    frames, record_bytes = _frames(size_bytes, batch_bytes, "raw")
-    host, _, port = bootstrap.partition(":")
-    with socket.create_connection((host, int(port)), timeout=RUN_S) as sock:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        pipe.send("ready")
-        pipe.recv()
-        sent = waiting = 0
-        while sent < total:
-            buffers = frames[sent // record_bytes % _FRAMES]
-            if crc:
-                for buffer in buffers:
-                    crc32c(buffer)
-            _send(sock, buffers)
-            sent += record_bytes
-            waiting += 1
-            if waiting == _IN_FLIGHT:
-                _answer(sock)
-                waiting -= 1
-        for _ in range(waiting):
-            _answer(sock)
-        pipe.send(sent)
-        pipe.recv()
-
-
-def _send(sock: socket.socket, buffers: list[Any]) -> None:
-    left = [memoryview(buffer) for buffer in buffers]
-    while left:
-        sent = sock.sendmsg(left)
-        while left and sent >= len(left[0]):
-            sent -= len(left.pop(0))
-        if left and sent:
-            left[0] = left[0][sent:]
-
-
-def _answer(sock: socket.socket) -> None:
-    size = int.from_bytes(_exactly(sock, 4), "big")
-    _exactly(sock, size)
-
-
-def _exactly(sock: socket.socket, count: int) -> bytes:
-    data = b""
-    while len(data) < count:
-        more = sock.recv(count - len(data))
-        if not more:
-            raise ConnectionError("the sink closed the connection")
-        data += more
-    return data
-
-
-def _run_raw(target: Target, setup: Setup, size_bytes: int, total: int, crc: bool) -> Result:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    batch_bytes = setup.batch_bytes or 256 * 1024
-    process = context.Process(
-        target=_raw, args=(theirs, target.bootstrap, size_bytes, batch_bytes, total, crc)
-    )
-    process.start()
-    theirs.close()
+def _run_raw(client: str, target: Target, setup: Setup, size_bytes: int, total: int) -> Result:
+    shape = size_bytes, setup.batch_bytes or 256 * 1024, _FILL_BYTES
+    requests = raw.Requests(*shape)
+    shared = os.memfd_create("raw")
+    parts: list[_Part] = []
     try:
-        if not ours.poll(60):
-            raise RunFailed("the raw sender did not start")
-        ours.recv()
-        pid = process.pid or 0
-        cpu, broker, started = (
-            facts.cpu_ns([pid]), facts.cpu_ns(target.broker_pids()), time.monotonic()
-        )  # fmt: skip
-        ours.send("go")
-        if not ours.poll(RUN_S):
-            raise RunFailed("the raw sender did not finish")
-        sent = ours.recv()
-        seconds = time.monotonic() - started
-        cpu = facts.cpu_ns([pid]) - cpu
-        broker = facts.cpu_ns(target.broker_pids()) - broker
-        ours.send("end")
-    except EOFError:
-        raise RunFailed("the raw sender died") from None
+        os.ftruncate(shared, len(requests.data))
+        memory = "" if client == _RAW_OWN else f"/proc/{os.getpid()}/fd/{shared}"
+        sender = _Part(raw.send, target.bootstrap, memory, shape, client == _RAW_CRC)
+        parts.append(sender)
+        if memory:
+            parts.append(_Part(raw.fill, memory, shape))
+        for part in parts:
+            part.wait()
+        rounds = max(1, total // requests.record_bytes)
+        seconds, cpu, broker = 0.0, 0, 0
+        for number in range(rounds + 1):
+            for filler in parts[1:]:
+                filler.go()
+            before = facts.cpu_ns([sender.pid]), facts.cpu_ns(target.broker_pids())
+            started = time.monotonic()
+            sender.go()
+            if number > 0:  # the first one met memory that it had never mapped
+                seconds += time.monotonic() - started
+                cpu += facts.cpu_ns([sender.pid]) - before[0]
+                broker += facts.cpu_ns(target.broker_pids()) - before[1]
+        return _figures(rounds * requests.record_bytes, seconds, 0, cpu, broker)
     finally:
-        process.join(5)
-        if process.is_alive():
-            process.kill()
-            process.join()
-        ours.close()
-    return _figures(sent, seconds, 0, cpu, broker)
+        for part in parts:
+            part.end()
+        os.close(shared)
 
 
 def _figures(sent: int, seconds: float, worker: int, sender: int, broker: int) -> Result:
@@ -218,8 +174,8 @@ def throughput(
     total = int(min(2_000, options.records / 500) * 1e6)
     topic = target.topic(setup.partitions)
     mine = Setup(**{**vars(setup), "bootstrap": target.bootstrap, "topic": topic})
-    if client in (_RAW, _RAW_CRC):
-        return _run_raw(target, mine, size_bytes, total, client == _RAW_CRC)
+    if client in (_RAW, _RAW_CRC, _RAW_OWN):
+        return _run_raw(client, target, mine, size_bytes, total)
     if client == _FILLED:
         return _run_filled(target, mine, size_bytes, total)
     count = max(1, 16_000_000 // size_bytes)
@@ -241,23 +197,30 @@ def throughput(
 
 
 def _cases(options: Options) -> list[Case]:
-    sizes = (10_000,) if options.quick else (10_000, 100_000)
-    setup = Setup("", "", 12, 5, "none", options.batch_bytes, _BUFFER_BYTES)
-    return [
-        Case(
-            f"{size // 1000} kB records",
-            tuple(
-                name
-                for name in _CLIENTS
-                if name.startswith("sendmsg")
-                or options.wants("mpproducer" if name == _FILLED else name)
-            ),
-            functools.partial(throughput, setup=setup, size_bytes=size),
-            setup.shown(),
-            12,
+    shapes = [(10_000, options.batch_bytes), (10_000, _LARGE_BATCH_BYTES)]
+    if not options.quick:
+        shapes.append((100_000, options.batch_bytes))
+    cases = []
+    for size_bytes, batch_bytes in shapes:
+        setup = Setup("", "", 12, 5, "none", batch_bytes)
+        title = f"{size_bytes // 1000} kB records"
+        if batch_bytes == _LARGE_BATCH_BYTES:
+            title += ", batches of 1 MB"
+        cases.append(
+            Case(
+                title,
+                tuple(
+                    name
+                    for name in _CLIENTS
+                    if name.startswith("sendmsg")
+                    or options.wants("mpproducer" if name == _FILLED else name)
+                ),
+                functools.partial(throughput, setup=setup, size_bytes=size_bytes),
+                setup.shown(),
+                12,
+            )
         )
-        for size in sizes
-    ]
+    return cases
 
 
 THROUGHPUT = Workload("throughput", "Large batches against raw sendmsg", _cases)

@@ -291,7 +291,8 @@ static ALWAYS enum turn append_open(struct mp_writer *writer, uint32_t partition
  * What a stop between commit and wake-up leaves undone, the next writer of the batch does, who sees
  * by the mark that the sender has not looked since (look_for_other). */
 SELDOM static enum turn append_new(struct mp_writer *writer, uint32_t partition, uint64_t open,
-                            const struct mp_record *record, struct mp_place *place) {
+                                   const struct mp_record *record, int alone,
+                                   struct mp_place *place) {
     struct mp_region *region = &writer->region;
     const uint64_t seq = open ? mp_open_seq(open) + 1 : 1;
     const uint64_t id = mp_batch_id(partition, seq);
@@ -358,13 +359,35 @@ SELDOM static enum turn append_new(struct mp_writer *writer, uint32_t partition,
     MP_STEP(18);
     writer->opened++;
     if (full) note_sealed(writer, place, id, slot, committed);
-    mp_wake_for_mark(writer, full);
+    if (alone || full) mp_wake_for_mark(writer, full); /* else append_rest does */
     place->batch_id = id;
     place->slot = slot;
     place->index = 0;
     place->count = 1;
     place->bytes = total;
     return TURN_DONE;
+}
+
+/* The other records of a run go into the batch that its first one opened before the sender is woken,
+ * which would find that one alone, and send it so when nothing lingers. */
+SELDOM static void append_rest(struct mp_writer *writer, uint32_t partition,
+                               const struct mp_record *const *records,
+                               const struct mp_value *values, uint32_t count,
+                               struct mp_place *place) {
+    const uint64_t id = place->batch_id;
+    const uint64_t open = mp_open_word(id & ((UINT64_C(1) << MP_SEQ_BITS) - 1), place->slot);
+    const uint32_t bytes = place->bytes;
+    const struct mp_record second =
+        values ? mp_plain_record(values + 1, records[0]->timestamp_ms) : *records[1];
+    const struct mp_record *list = &second;
+    if (append_open(writer, partition, open, values ? &list : records + 1,
+                    values ? values + 1 : NULL, count - 1, place) == TURN_DONE) {
+        place->index = 0;
+        place->count++;
+        place->bytes += bytes;
+    } else {
+        mp_wake_for_mark(writer, place->sealed_count > 0);
+    }
 }
 
 /* Compiled for one record, of which nothing of the loop is left, for many, and for values: then there
@@ -391,7 +414,11 @@ static ALWAYS enum mp_status append(struct mp_writer *writer, uint32_t partition
             mp_announce(writer, partition, 1); /* no batch that we open here would tell of it */
             return MP_FULL;
         }
-        if (turn == TURN_OPEN) turn = append_new(writer, partition, open, records[0], place);
+        if (turn == TURN_OPEN) {
+            turn = append_new(writer, partition, open, records[0], count == 1, place);
+            if (turn == TURN_DONE && count > 1 && !mp_filled_batch(place))
+                append_rest(writer, partition, records, values, count, place);
+        }
         if (turn == TURN_RETRY) {
             place->lost++;
             writer->lost_races++;

@@ -1,4 +1,4 @@
-/* What scenarios.c needs: a sender and writers in one process, each with its own mapping, and a step of
+/* What scenarios*.c need: a sender and writers in one process, each with its own mapping, and a step of
  * the core at which somebody else acts. */
 #ifndef SCENARIO_H
 #define SCENARIO_H
@@ -64,12 +64,6 @@ static int was_woken(void) {
     return read(wake_fd, &count, sizeof count) == sizeof count;
 }
 
-static void fall_asleep(uint64_t for_us) {
-    while (was_woken()) {
-    }
-    CHECK(mp_sleep_begin(&sender, (uint64_t)mp_now_ns() / 1000 + for_us));
-}
-
 static enum mp_status put(int who, uint32_t partition, int32_t bytes, struct mp_place *place) {
     static uint8_t value[200000];
     const struct mp_record record = {.value = value, .value_bytes = bytes, .key_bytes = -1,
@@ -89,19 +83,26 @@ static uint32_t take(uint32_t partition, uint32_t *slot) {
     return walk.records;
 }
 
-static uint32_t cycle_slot;
-
-static void cycle(uint32_t partition) {
-    struct mp_place place;
-    CHECK(put(1, partition, 10, &place) == MP_DONE);
-    CHECK(take(partition, &cycle_slot) == 1);
-    CHECK(mp_release(&sender, cycle_slot));
-}
-
 static void check_all_free(uint32_t slots) {
     CHECK(mp_retry_quarantine(&sender) == 0);
     CHECK(mp_waiters(&sender) == 0);
     CHECK(mp_free_slots(&sender) == slots);
+}
+
+struct scenario {
+    const char *name;
+    void (*run)(void);
+};
+#define SCENARIO(name) {#name, name}
+
+static int run_scenario(const struct scenario *all, size_t count, int argc, char **argv) {
+    for (size_t i = 0; argc == 2 && i < count; i++) {
+        if (strcmp(argv[1], all[i].name)) continue;
+        all[i].run();
+        return 0;
+    }
+    fprintf(stderr, "usage: %s NAME\n", argv[0]);
+    return 2;
 }
 
 #endif

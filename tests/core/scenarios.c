@@ -8,6 +8,15 @@
  */
 #include "scenario.h"
 
+static uint32_t cycle_slot;
+
+static void cycle(uint32_t partition) {
+    struct mp_place place;
+    CHECK(put(1, partition, 10, &place) == MP_DONE);
+    CHECK(take(partition, &cycle_slot) == 1);
+    CHECK(mp_release(&sender, cycle_slot));
+}
+
 /* --- compression */
 
 static void compression_begun_after_the_batch_was_released(void) {
@@ -231,68 +240,6 @@ static void an_empty_batch_of_a_living_owner_is_not_sealed(void) {
     check_all_free(4);
 }
 
-/* --- announcements */
-
-static void is_marked_and_woke_nobody(void) {
-    CHECK(!was_woken());
-    CHECK(atomic_load(&sender.region.dirty[0]) == 1);
-}
-
-static void the_sender_is_woken_behind_the_first_commit_of_a_batch(void) {
-    struct mp_place place;
-    open_pool(4, 100000);
-    for (int step = 17; step <= 18; step++) { /* before the commit, and behind it */
-        fall_asleep(1000000);
-        stop_at(step, is_marked_and_woke_nobody);
-        CHECK(put(0, 0, 10, &place) == MP_DONE && place.index == 0 && at_step == 0);
-        CHECK(was_woken() && mp_take_dirty(&sender, 0) == 1);
-        uint32_t slot;
-        CHECK(take(0, &slot) == 1 && mp_release(&sender, slot));
-    }
-    fall_asleep(500); /* the linger is 1 ms: it wakes by itself before */
-    CHECK(put(0, 0, 10, &place) == MP_DONE && place.index == 0 && !was_woken());
-}
-
-static void other_adds_and_wakes_the_sender(void) {
-    struct mp_place place;
-    CHECK(!was_woken());
-    CHECK(put(1, 0, 10, &place) == MP_DONE && place.index == 1);
-    CHECK(was_woken());
-    CHECK(put(1, 0, 10, &place) == MP_DONE && place.index == 2);
-    CHECK(!was_woken()); /* once is enough */
-}
-
-static void who_adds_to_the_batch_of_a_stopped_opener_wakes_the_sender(void) {
-    struct mp_place place;
-    open_pool(4, 100000);
-    fall_asleep(1000000);
-    stop_at(18, other_adds_and_wakes_the_sender);
-    CHECK(put(0, 0, 10, &place) == MP_DONE && at_step == 0);
-    CHECK(take(0, NULL) == 3);
-}
-
-static void other_adds_and_wakes_nobody(void) {
-    struct mp_place place;
-    CHECK(put(1, 0, 10, &place) == MP_DONE && place.index == 1);
-    CHECK(!was_woken());
-}
-
-static void look_before_its_first_record(void) { CHECK(mp_take_dirty(&sender, 0) == 2); }
-
-static void who_adds_to_a_batch_that_will_be_looked_at_wakes_nobody(void) {
-    struct mp_place place;
-    open_pool(4, 100000);
-    fall_asleep(500); /* before the batch is due */
-    stop_at(18, other_adds_and_wakes_nobody);
-    CHECK(put(0, 0, 10, &place) == MP_DONE && at_step == 0);
-    CHECK(take(0, NULL) == 2 && mp_take_dirty(&sender, 0) == 1);
-    mp_sleep_end(&sender);
-    stop_at(17, look_before_its_first_record);
-    CHECK(put(0, 1, 10, &place) == MP_DONE && at_step == 0);
-    fall_asleep(1000000); /* the mark was taken */
-    CHECK(put(1, 1, 10, &place) == MP_DONE && place.index == 1 && !was_woken());
-}
-
 /* --- memory waiters */
 
 static void slots_put_by_for_a_waiter_that_gave_up_come_back(void) {
@@ -499,11 +446,7 @@ static void bits_of_slots_that_are_not_there_are_nobodys(void) {
     CHECK(put(1, 1, 100, &place) == MP_NO_MEMORY);
 }
 
-static const struct {
-    const char *name;
-    void (*run)(void);
-} scenarios[] = {
-#define SCENARIO(name) {#name, name}
+static const struct scenario scenarios[] = {
     SCENARIO(bits_of_slots_that_are_not_there_are_nobodys),
     SCENARIO(compression_begun_after_the_batch_was_released),
     SCENARIO(who_fills_a_batch_compresses_it_before_anybody_is_told),
@@ -517,9 +460,6 @@ static const struct {
     SCENARIO(a_writer_that_never_acknowledges_keeps_the_slot_until_it_is_dead),
     SCENARIO(a_link_that_lost_appends_to_the_batch_that_won),
     SCENARIO(an_empty_batch_of_a_living_owner_is_not_sealed),
-    SCENARIO(the_sender_is_woken_behind_the_first_commit_of_a_batch),
-    SCENARIO(who_adds_to_the_batch_of_a_stopped_opener_wakes_the_sender),
-    SCENARIO(who_adds_to_a_batch_that_will_be_looked_at_wakes_nobody),
     SCENARIO(slots_put_by_for_a_waiter_that_gave_up_come_back),
     SCENARIO(a_second_wait_of_the_same_owner_is_not_slept_over),
     SCENARIO(a_waiter_that_gives_up_lets_the_next_one_be_served),
@@ -535,11 +475,5 @@ static const struct {
 };
 
 int main(int argc, char **argv) {
-    for (size_t i = 0; argc == 2 && i < sizeof scenarios / sizeof *scenarios; i++) {
-        if (strcmp(argv[1], scenarios[i].name)) continue;
-        scenarios[i].run();
-        return 0;
-    }
-    fprintf(stderr, "usage: scenarios NAME\n");
-    return 2;
+    return run_scenario(scenarios, sizeof scenarios / sizeof *scenarios, argc, argv);
 }
