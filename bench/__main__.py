@@ -197,7 +197,9 @@ def _round(
     for name in fixed + others:
         with contextlib.ExitStack() as stack:
             if case.sink_partitions:
-                target: Target = stack.enter_context(SinkTarget(case.sink_partitions))
+                target: Target = stack.enter_context(
+                    SinkTarget(case.sink_partitions, case.sink_spin_ms)
+                )
             else:
                 assert cluster is not None
                 target = cluster

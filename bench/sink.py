@@ -15,6 +15,7 @@ import selectors
 import socket
 import struct
 import sys
+import time
 from typing import Any, Final
 
 from mpproducer.wire.codec import ProtocolError
@@ -115,8 +116,9 @@ class _Connection:
 class Sink:
     """The server; `run` returns when stdin ends. `counts` on stdin is answered with the counts."""
 
-    def __init__(self, partitions: int) -> None:
+    def __init__(self, partitions: int, spin_s: float = 0.0) -> None:
         self._partitions = partitions
+        self._spin_s = spin_s  # how long it looks for more before it sleeps
         self._names: dict[bytes, str] = {}
         self._offsets: dict[tuple[Any, int], int] = {}
         self._next_producer_id = 1000
@@ -131,8 +133,12 @@ class Sink:
         selector = selectors.DefaultSelector()
         selector.register(self._listener, selectors.EVENT_READ)
         selector.register(sys.stdin.buffer, selectors.EVENT_READ)
+        until = 0.0
         while True:
-            for key, events in selector.select():
+            ready = selector.select(0 if time.monotonic() < until else None)
+            if ready:
+                until = time.monotonic() + self._spin_s
+            for key, events in ready:
                 if key.fileobj is self._listener:
                     self._accept(selector)
                 elif isinstance(key.data, _Connection):
@@ -255,7 +261,9 @@ def main() -> None:
     """Print the port, then serve."""
     parser = argparse.ArgumentParser(prog="python -m bench.sink", description=__doc__)
     parser.add_argument("--partitions", type=int, default=12)
-    sink = Sink(parser.parse_args().partitions)
+    parser.add_argument("--spin-ms", type=float, default=0.0)
+    args = parser.parse_args()
+    sink = Sink(args.partitions, args.spin_ms / 1000)
     sys.stdout.write(f"{sink.port}\n")
     sys.stdout.flush()
     sink.run()

@@ -157,10 +157,11 @@ class SinkTarget:
 
     kind = "sink"
 
-    def __init__(self, partitions: int) -> None:
+    def __init__(self, partitions: int, spin_ms: float = 0) -> None:
         self._partitions = partitions
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.sink", "--partitions", str(partitions)],
+            [sys.executable, "-m", "bench.sink", f"--partitions={partitions}",
+             f"--spin-ms={spin_ms}"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
         )  # fmt: skip
         self.bootstrap = f"127.0.0.1:{int(self._line())}"

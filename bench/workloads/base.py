@@ -24,6 +24,8 @@ class Case:
     """What is the same for all, as it is printed."""
     sink_partitions: int = 0
     """Runs against a sink with so many partitions, not against the cluster."""
+    sink_spin_ms: float = 0
+    """How long that sink looks for more before it sleeps."""
 
 
 @dataclass(frozen=True)

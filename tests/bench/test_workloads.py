@@ -44,7 +44,7 @@ def run(case: Case, cluster: Cluster | None, clients: tuple[str, ...]) -> dict[s
     for client in clients:
         assert client in case.clients
         if case.sink_partitions:
-            with SinkTarget(case.sink_partitions) as sink:
+            with SinkTarget(case.sink_partitions, case.sink_spin_ms) as sink:
                 found[client] = case.run(client, sink, TINY, found)
         else:
             assert cluster is not None
@@ -103,7 +103,9 @@ def test_fixed_rate_counts_connections_and_the_cost_of_the_generator(cluster: Cl
 
 
 def test_throughput_compares_with_raw_sendmsg_of_the_same_requests() -> None:
-    found = run(cases("throughput")[0], None, ("sendmsg", "sendmsg-crc", "mpproducer-many"))
+    clients = ("sendmsg", "sendmsg-crc", "sendmsg-own", "mpproducer-filled", "mpproducer-many")
+    found = run(cases("throughput")[0], None, clients)
+    assert set(found) == set(clients)
     for client, figures in found.items():
         assert figures["mb_per_s"] > 0, client
         assert figures["sender_ns_per_kib"] > 0, client
