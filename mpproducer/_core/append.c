@@ -347,7 +347,9 @@ SELDOM static enum turn append_new(struct mp_writer *writer, uint32_t partition,
     if (full) committed |= MP_SEAL;
     mp_mark(region, partition);
     MP_STEP(17);
-    if (!atomic_compare_exchange_strong_explicit(&header->word, &expected, committed, RELEASE,
+    /* SEQ_CST, as the wake word: a sender that has taken the mark looks at the batch once more when
+     * its sleep is announced (mp_collect_changed). */
+    if (!atomic_compare_exchange_strong_explicit(&header->word, &expected, committed, SEQ_CST,
                                                  RELAXED)) {
         /* Taken for stuck and sealed empty: the sender skips it. */
         writer->lost_commits++;
