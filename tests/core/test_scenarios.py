@@ -1,4 +1,4 @@
-"""Single interleavings of the core, made on purpose (scenarios.c, scenarios_memory.c), under ASan and UBSan."""
+"""Single interleavings of the core, made on purpose (scenarios*.c), under ASan and UBSan."""
 
 from __future__ import annotations
 
