@@ -25,6 +25,7 @@
  *   6  a worker trusts any deadline, also one that is later than its record is due
  *   7  who adds to another's batch relies on its wake-up
  *   8  the sender forgets a batch that had no record when its mark was taken
+ *   9  it does not look at that batch once more when its word is out
  */
 #ifndef NW
 #define NW 2            /* workers */
@@ -141,11 +142,16 @@ look:
     word = wake
   }
   atomic { if :: dirty && MUTANT != 2 -> wake = 0; goto awake :: else fi }
+  atomic { /* mp_collect_changed */
+    if :: unborn && (owner == 0 || !open) && MUTANT != 9 -> wake = 0; goto awake :: else fi
+  }
   if
   :: atomic { eventfd -> eventfd = 0 }
-  :: timeout -> /* the machine's own deadline, or that of the look at a batch without a record */
+  :: timeout -> /* the machine's own deadline, or that of the look at a batch without a record, which
+                 * nothing depends on unless its writer was stopped */
      if
-     :: EARLY(word) || unborn -> wake = 0; last = 1; atomic { found = dirty; dirty = 0 }; goto look
+     :: EARLY(word) || (unborn && stops < STOPS) ->
+        wake = 0; last = 1; atomic { found = dirty; dirty = 0 }; goto look
      :: else -> goto over
      fi
   fi;

@@ -13,8 +13,18 @@
 #define FULL_SLACK 1024u
 #define ALWAYS inline __attribute__((always_inline))
 
+/* Keeps `count` chained slots that no committed byte lies in for the next turn. What is left of them
+ * when the call ends goes back by mp_drop_stash, which looks for writers that wait. */
+static void keep(struct mp_writer *writer, uint32_t first, uint32_t count) {
+    for (; count > 0; count--) {
+        const uint32_t next = atomic_load_explicit(&writer->region.slot[first].next, RELAXED);
+        mp_stash_slot(writer, first);
+        first = next;
+    }
+}
+
 /* Claims `count` extensions of the batch behind chain place `pos`, and links them behind `tail`.
- * Returns the new tail, or MP_NONE after giving back whatever it got. */
+ * Returns the new tail, or MP_NONE when there are not so many. */
 static uint32_t extend(struct mp_writer *writer, uint32_t head, uint32_t tail, uint64_t batch_id,
                        uint32_t pos, uint32_t count, uint32_t *first) {
     struct mp_region *region = &writer->region;
@@ -22,11 +32,7 @@ static uint32_t extend(struct mp_writer *writer, uint32_t head, uint32_t tail, u
     for (uint32_t i = 0; i < count; i++) {
         const uint32_t slot = mp_take_slot(writer, 1);
         if (slot == MP_NONE) {
-            for (uint32_t undo = *first; i > 0; i--) {
-                const uint32_t next = atomic_load_explicit(&region->slot[undo].next, RELAXED);
-                mp_unclaim(region, undo, writer->owner);
-                undo = next;
-            }
+            keep(writer, *first, i);
             return MP_NONE;
         }
         struct mp_slot *header = &region->slot[slot];
@@ -262,7 +268,7 @@ static ALWAYS enum turn append_open(struct mp_writer *writer, uint32_t partition
                                                  RELAXED)) {
         /* Sealed over us: no record of the run is in the batch, and none ever will be. */
         writer->lost_commits++;
-        if (run.more > 0) mp_unextend(writer, run.first, run.more);
+        keep(writer, run.first, run.more);
         acknowledge(region, slot);
         return TURN_RETRY;
     }
@@ -321,7 +327,7 @@ SELDOM static enum turn append_new(struct mp_writer *writer, uint32_t partition,
     if (more > 0) {
         tail = extend(writer, slot, slot, id, 0, more, &first);
         if (tail == MP_NONE) {
-            mp_unclaim(region, slot, writer->owner);
+            mp_stash_slot(writer, slot);
             return TURN_NO_MEMORY;
         }
     }
@@ -330,12 +336,7 @@ SELDOM static enum turn append_new(struct mp_writer *writer, uint32_t partition,
     MP_STEP(15);
     if (!atomic_compare_exchange_strong_explicit(&region->partitions[partition].open, &open,
                                                  mp_open_word(seq, slot), ACQ_REL, RELAXED)) {
-        /* Another worker opened it first: keep the slots for the next turn. */
-        for (uint32_t i = 0; i < more; i++) {
-            const uint32_t next = atomic_load_explicit(&region->slot[first].next, RELAXED);
-            mp_stash_slot(writer, first);
-            first = next;
-        }
+        keep(writer, first, more); /* another worker opened it first */
         mp_stash_slot(writer, slot);
         return TURN_RETRY;
     }
@@ -348,11 +349,13 @@ SELDOM static enum turn append_new(struct mp_writer *writer, uint32_t partition,
     if (full) committed |= MP_SEAL;
     mp_mark(region, partition);
     MP_STEP(17);
-    if (!atomic_compare_exchange_strong_explicit(&header->word, &expected, committed, RELEASE,
+    /* SEQ_CST, as the wake word: a sender that has taken the mark looks at the batch once more when
+     * its sleep is announced (mp_collect_changed). */
+    if (!atomic_compare_exchange_strong_explicit(&header->word, &expected, committed, SEQ_CST,
                                                  RELAXED)) {
         /* Taken for stuck and sealed empty: the sender skips it. */
         writer->lost_commits++;
-        if (more > 0) mp_unextend(writer, first, more);
+        keep(writer, first, more);
         acknowledge(region, slot);
         return TURN_RETRY;
     }

@@ -116,7 +116,8 @@ uint32_t mp_take_slot(struct mp_writer *writer, int extension);
 /* Keeps a slot that was claimed and is not placed for the next call. */
 void mp_stash_slot(struct mp_writer *writer, uint32_t slot);
 
-/* Gives back `count` extensions from `first` on that no committed byte lies in. */
+/* Gives back `count` extensions from `first` on that no committed byte lies in, and lets the sender serve
+ * the next waiter. */
 void mp_unextend(struct mp_writer *writer, uint32_t first, uint32_t count);
 
 /* Gives back what mp_append_run left in the stash, and lets the sender serve the next waiter. */

@@ -122,6 +122,17 @@ int mp_collect(struct mp_collector *collector, struct mp_sender *sender, int eve
     return 0;
 }
 
+int mp_collect_changed(const struct mp_collector *collector, const struct mp_sender *sender) {
+    for (uint32_t i = 0; collector->unborn && i < mp_dirty_words(sender); i++)
+        for (uint64_t bits = collector->unborn_bits[i]; bits; bits &= bits - 1) {
+            const uint32_t partition = i * 64 + (uint32_t)__builtin_ctzll(bits);
+            const uint32_t slot = collector->latest[partition].slot;
+            const uint64_t word = atomic_load_explicit(&sender->region.slot[slot].word, SEQ_CST);
+            if ((word & MP_SEAL) || mp_records(word)) return 1;
+        }
+    return 0;
+}
+
 void mp_collect_sealed(struct mp_collector *collector, uint32_t slot) {
     struct mp_latest *batch = &collector->latest[collector->partition[slot]];
     if (batch->state == MP_OPENED && batch->slot == slot) batch->state = MP_NOTHING;

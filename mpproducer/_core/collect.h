@@ -52,6 +52,10 @@ void mp_collector_close(struct mp_collector *collector);
  * its announcement. 0, or -1 when a chain is corrupt. */
 int mp_collect(struct mp_collector *collector, struct mp_sender *sender, int everything);
 
+/* Whether a batch that had no record has one by now, or is sealed. Its writer wakes no sender that is
+ * awake: to be asked, as the marks are, when the sleep word is out. */
+int mp_collect_changed(const struct mp_collector *collector, const struct mp_sender *sender);
+
 /* The batch in this head slot was sealed by the sender. */
 void mp_collect_sealed(struct mp_collector *collector, uint32_t slot);
 

@@ -14,6 +14,7 @@
  *  open[p]         worker that links a batch (CAS) all             acq_rel          link -> append
  *  slot.word  T1   claimer: FREE -> owner=W        all             acq_rel          T8 of last use
  *             T2   owner: n+1, bytes+len, owner=0  worker, sender  release          T3, T5
+ *                   (first record of a batch)                      seq_cst          wake (Dekker)
  *             T3   worker: owner 0 -> W            -               acquire          T2
  *             T4   owner gives up: owner=0         -               release          T3, T5
  *             T5   sender: or SEAL; worker: CAS    all             acq_rel          T2

@@ -272,6 +272,7 @@ static uint32_t first_waiter(struct mp_sender *sender, uint64_t *first, uint32_t
             }
         }
     }
+    sender->seen_waiters = *count;
     *first = best;
     return found;
 }
@@ -362,8 +363,10 @@ int mp_sleep_begin(struct mp_sender *sender, uint64_t deadline_us) {
         busy |= bits ^ sender->seen_waiting[i]; /* come, or gone: what was put by must move on */
         waiting |= bits;
     }
-    /* Who gave memory back, or began a second wait, while the word was still 0 has woken nobody. */
-    if (!busy && waiting) busy = mp_grant(sender);
+    /* Who gave memory back, or began a second wait, while the word was still 0 has woken nobody. One
+     * that waits again and is not served is news, too: now nothing may linger. */
+    const uint32_t seen = sender->seen_waiters;
+    if (!busy && waiting) busy = mp_grant(sender) || sender->seen_waiters > seen;
     if (busy) mp_sleep_end(sender);
     return busy == 0;
 }

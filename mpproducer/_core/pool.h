@@ -17,6 +17,7 @@ struct mp_sender {
     uint32_t *quarantine; /* heads that a stopped writer may still touch */
     uint32_t quarantined;
     uint64_t seen_waiting[MP_OWNER_WORDS];
+    uint32_t seen_waiters;
     uint32_t partial_owner; /* waiter at the head of the queue that has got some slots already */
     uint32_t partial_first;
     uint32_t partial_units;

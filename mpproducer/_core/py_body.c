@@ -67,16 +67,20 @@ static int take_spans(Body *self, PyObject *spans) {
     const Py_ssize_t length = self->held.len;
     uint64_t size = 0;
     for (Py_ssize_t i = 0; i < Py_SIZE(self); i++) {
-        Py_ssize_t offset = 0, bytes = length;
+        int64_t offset = 0, bytes = length;
         PyObject *span = spans ? PyList_GET_ITEM(spans, i) : NULL;
-        if (span && !PyTuple_Check(span)) {
+        if (span && (!PyTuple_Check(span) || PyTuple_GET_SIZE(span) != 2)) {
             PyErr_SetString(PyExc_TypeError, "a span is a tuple of its offset and its bytes");
             return -1;
         }
-        if (span && !PyArg_ParseTuple(span, "nn", &offset, &bytes)) return -1;
+        /* Not by their __index__, which could take the list from under us. */
+        if (span &&
+            (integer_of(PyTuple_GET_ITEM(span, 0), INT64_MIN, INT64_MAX, "offset", &offset) < 0 ||
+             integer_of(PyTuple_GET_ITEM(span, 1), INT64_MIN, INT64_MAX, "length", &bytes) < 0))
+            return -1;
         if (offset < 0 || bytes < 0 || offset > length || bytes > length - offset) {
-            PyErr_Format(PyExc_ValueError, "%zd bytes at %zd are not in a memory of %zd bytes", bytes,
-                         offset, length);
+            PyErr_Format(PyExc_ValueError, "%lld bytes at %lld are not in a memory of %zd bytes",
+                         (long long)bytes, (long long)offset, length);
             return -1;
         }
         self->piece[i] = (struct iovec){(char *)self->held.buf + offset, (size_t)bytes};

@@ -366,15 +366,16 @@ static PyObject *pool_sleep(Pool *self, PyObject *const *args, Py_ssize_t count)
     struct epoll_event events[MOST_EVENTS];
     int found;
     int64_t until = until_ns;
-    const int sleeps =
+    const int begun =
         mp_now_ns() < until && mp_sleep_begin(&self->sender, (uint64_t)until / 1000 + 1);
+    const int sleeps = begun && !mp_collect_changed(&self->collector, &self->sender);
     if (!sleeps) until = 0;
     self->sleeps += (uint64_t)sleeps;
     Py_BEGIN_ALLOW_THREADS
     found = wait_for_events((int)epoll_fd, events, MOST_EVENTS, until);
     Py_END_ALLOW_THREADS
     const int error = errno;
-    if (sleeps) mp_sleep_end(&self->sender);
+    if (begun) mp_sleep_end(&self->sender);
     if (found < 0) {
         errno = error;
         if (error != EINTR) return PyErr_SetFromErrno(PyExc_OSError);

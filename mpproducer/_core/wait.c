@@ -29,6 +29,12 @@ void mp_stash_slot(struct mp_writer *writer, uint32_t slot) {
     writer->stash = slot;
 }
 
+/* Free first, then look: together with first_waiter's look and the claim behind it, in the order of
+ * all, either this sees the waiter or the sender sees the slot. */
+static void look_for_waiters(struct mp_writer *writer) {
+    if (mp_anyone_waits(&writer->region)) mp_wake_sender(writer, 0);
+}
+
 void mp_drop_stash(struct mp_writer *writer) {
     if (writer->stash == MP_NONE) return;
     while (writer->stash != MP_NONE) {
@@ -36,9 +42,7 @@ void mp_drop_stash(struct mp_writer *writer) {
         writer->stash = atomic_load_explicit(&writer->region.slot[slot].next, RELAXED);
         mp_unclaim(&writer->region, slot, writer->owner);
     }
-    /* Free first, then look: together with first_waiter's look and the claim behind it, in the
-     * order of all, either this sees the waiter or the sender sees the slot. */
-    if (mp_anyone_waits(&writer->region)) mp_wake_sender(writer, 0);
+    look_for_waiters(writer);
 }
 
 void mp_unextend(struct mp_writer *writer, uint32_t first, uint32_t count) {
@@ -48,6 +52,7 @@ void mp_unextend(struct mp_writer *writer, uint32_t first, uint32_t count) {
         mp_unclaim(region, first, writer->owner);
         first = next;
     }
+    look_for_waiters(writer);
 }
 
 void mp_wait_begin(struct mp_writer *writer, uint32_t units) {

@@ -175,6 +175,9 @@ class Connections:
         if not connection.expected:
             raise codec.DecodeError("a response nobody asked for")
         correlation_id, api_key, version = connection.expected.popleft()
+        if connection.writing and correlation_id in connection.writing:
+            # Taken for an answer, it would give back memory that is still to be sent from.
+            raise codec.DecodeError("a response to a request that is not sent whole yet")
         message: Any = codec.decode_response(frame, correlation_id, api_key, version)
         self._report(actions.Response(connection.conn, correlation_id, message))
 

@@ -2,7 +2,7 @@
 
 One thread. Per turn: what arrived from the network, what workers announced in shared memory, then
 time; actions are carried out as they come, completions are written once per worker behind what
-arrived, and it sleeps until something happens. While a batch is announced but has no record, or
+arrived, and it sleeps until something happens. While a batch is marked but has no record, or
 memory waits for a writer that stands still, it sleeps MAX_SLEEP_NS at most: no wake-up comes from a
 worker that was stopped and goes on. Otherwise no `send` that has returned depends on the wake-up of
 another worker, every death wakes by its pidfd, and an idle sender sleeps.

@@ -278,7 +278,9 @@ class Process:
         self._server.close_workers()
         self._epoll.close()
         if self._pool is not None:
-            self._pool.close()
+            # A thread in the midst of a compression reads from it: then it goes with the process.
+            with contextlib.suppress(BufferError):
+                self._pool.close()
         signal.set_wakeup_fd(-1)
         for fd in self._fds:
             os.close(fd)

@@ -194,7 +194,7 @@ class Store:
         return events
 
     def look_again_ns(self) -> int:
-        """How soon to look again: a worker compresses a batch we want, or has announced a batch
+        """How soon to look again: a worker compresses a batch we want, or has marked a batch
         whose first record it is about to commit. 0: there is none; one that does not commit for
         long is stopped."""
         looks = self._looks

@@ -1,4 +1,4 @@
-/* What scenarios*.c need: a sender and writers in one process, each with its own mapping, and a step of
+/* What scenarios need: a sender and writers in one process, each with its own mapping, and a step of
  * the core at which somebody else acts. */
 #ifndef SCENARIO_H
 #define SCENARIO_H
@@ -24,7 +24,7 @@ static void (*meanwhile)(void);
 #define CHECK(what)                                                                              \
     do {                                                                                         \
         if (!(what)) {                                                                           \
-            fprintf(stderr, "scenarios: line %d: %s\n", __LINE__, #what);                        \
+            fprintf(stderr, "%s: line %d: %s\n", __FILE__, __LINE__, #what);                        \
             exit(1);                                                                             \
         }                                                                                        \
     } while (0)
@@ -35,12 +35,12 @@ void mp_step(int id) {
     meanwhile();
 }
 
-static void stop_at(int step, void (*then)(void)) {
+static inline void stop_at(int step, void (*then)(void)) {
     at_step = step;
     meanwhile = then;
 }
 
-static void open_pool(uint32_t slots, uint32_t batch_size) {
+static inline void open_pool(uint32_t slots, uint32_t batch_size) {
     size_t ctl_bytes, pool_bytes;
     mp_segment_sizes(slots, PARTITIONS, 1, &ctl_bytes, &pool_bytes);
     const int ctl = memfd_create("ctl", 0), pool = memfd_create("pool", 0);
@@ -59,12 +59,18 @@ static void open_pool(uint32_t slots, uint32_t batch_size) {
     }
 }
 
-static int was_woken(void) {
+static inline int was_woken(void) {
     uint64_t count;
     return read(wake_fd, &count, sizeof count) == sizeof count;
 }
 
-static enum mp_status put(int who, uint32_t partition, int32_t bytes, struct mp_place *place) {
+static inline void fall_asleep(uint64_t for_us) {
+    while (was_woken()) {
+    }
+    CHECK(mp_sleep_begin(&sender, (uint64_t)mp_now_ns() / 1000 + for_us));
+}
+
+static inline enum mp_status put(int who, uint32_t partition, int32_t bytes, struct mp_place *place) {
     static uint8_t value[200000];
     const struct mp_record record = {.value = value, .value_bytes = bytes, .key_bytes = -1,
                                      .timestamp_ms = 1000};
@@ -72,7 +78,7 @@ static enum mp_status put(int who, uint32_t partition, int32_t bytes, struct mp_
 }
 
 /* Seals and walks the oldest batch of the partition; its records, and its slot in *slot. */
-static uint32_t take(uint32_t partition, uint32_t *slot) {
+static inline uint32_t take(uint32_t partition, uint32_t *slot) {
     uint32_t found[80];
     uint64_t seq;
     CHECK(mp_new_batches(&sender, partition, found, &seq) == 1);
@@ -83,7 +89,16 @@ static uint32_t take(uint32_t partition, uint32_t *slot) {
     return walk.records;
 }
 
-static void check_all_free(uint32_t slots) {
+static uint32_t cycle_slot;
+
+static inline void cycle(uint32_t partition) {
+    struct mp_place place;
+    CHECK(put(1, partition, 10, &place) == MP_DONE);
+    CHECK(take(partition, &cycle_slot) == 1);
+    CHECK(mp_release(&sender, cycle_slot));
+}
+
+static inline void check_all_free(uint32_t slots) {
     CHECK(mp_retry_quarantine(&sender) == 0);
     CHECK(mp_waiters(&sender) == 0);
     CHECK(mp_free_slots(&sender) == slots);
@@ -95,10 +110,10 @@ struct scenario {
 };
 #define SCENARIO(name) {#name, name}
 
-static int run_scenario(const struct scenario *all, size_t count, int argc, char **argv) {
+static inline int run_scenario(const struct scenario *scenarios, size_t count, int argc, char **argv) {
     for (size_t i = 0; argc == 2 && i < count; i++) {
-        if (strcmp(argv[1], all[i].name)) continue;
-        all[i].run();
+        if (strcmp(argv[1], scenarios[i].name)) continue;
+        scenarios[i].run();
         return 0;
     }
     fprintf(stderr, "usage: %s NAME\n", argv[0]);

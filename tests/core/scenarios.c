@@ -8,15 +8,6 @@
  */
 #include "scenario.h"
 
-static uint32_t cycle_slot;
-
-static void cycle(uint32_t partition) {
-    struct mp_place place;
-    CHECK(put(1, partition, 10, &place) == MP_DONE);
-    CHECK(take(partition, &cycle_slot) == 1);
-    CHECK(mp_release(&sender, cycle_slot));
-}
-
 /* --- compression */
 
 static void compression_begun_after_the_batch_was_released(void) {
@@ -240,214 +231,107 @@ static void an_empty_batch_of_a_living_owner_is_not_sealed(void) {
     check_all_free(4);
 }
 
-/* --- memory waiters */
+/* --- announcements */
 
-static void slots_put_by_for_a_waiter_that_gave_up_come_back(void) {
-    struct mp_place place;
-    open_pool(4, 100000);
-    CHECK(put(1, 0, 20000, &place) == MP_DONE);
-    mp_wait_begin(&writer[0], 4);
-    CHECK(mp_grant(&sender) == 0 && mp_free_slots(&sender) == 0);
-    CHECK(!mp_wait_end(&writer[0]));
-    CHECK(mp_waiters(&sender) == 0);
-    CHECK(mp_free_slots(&sender) == 2);
+static void is_marked_and_woke_nobody(void) {
+    CHECK(!was_woken());
+    CHECK(atomic_load(&sender.region.dirty[0]) == 1);
 }
 
-static void a_second_wait_of_the_same_owner_is_not_slept_over(void) {
+static void the_sender_is_woken_behind_the_first_commit_of_a_batch(void) {
     struct mp_place place;
     open_pool(4, 100000);
-    CHECK(put(1, 0, 20000, &place) == MP_DONE);
-    mp_wait_begin(&writer[0], 4);
-    CHECK(mp_grant(&sender) == 0);
-    CHECK(!mp_wait_end(&writer[0]));
-    mp_wait_begin(&writer[0], 1); /* the sender is awake: nothing is written to the eventfd */
-    (void)mp_take_dirty(&sender, 0);
-    CHECK(!mp_sleep_begin(&sender, 1000000)); /* it has served it instead */
-    CHECK(mp_wait_over(&writer[0]) && mp_wait_end(&writer[0]));
-    mp_drop_stash(&writer[0]);
-    CHECK(mp_free_slots(&sender) == 2);
-}
-
-static void a_waiter_that_gives_up_lets_the_next_one_be_served(void) {
-    struct mp_place place;
-    open_pool(4, 100000);
-    CHECK(put(3, 0, 20000, &place) == MP_DONE);
-    (void)mp_take_dirty(&sender, 0);
-    mp_wait_begin(&writer[0], 4);
-    mp_wait_begin(&writer[1], 1);
-    CHECK(mp_grant(&sender) == 0); /* nobody overtakes the first one */
-    while (was_woken()) {
+    for (int step = 17; step <= 18; step++) { /* before the commit, and behind it */
+        fall_asleep(1000000);
+        stop_at(step, is_marked_and_woke_nobody);
+        CHECK(put(0, 0, 10, &place) == MP_DONE && place.index == 0 && at_step == 0);
+        CHECK(was_woken() && mp_take_dirty(&sender, 0) == 1);
+        uint32_t slot;
+        CHECK(take(0, &slot) == 1 && mp_release(&sender, slot));
     }
-    CHECK(mp_sleep_begin(&sender, (uint64_t)mp_now_ns() / 1000 + 1000000));
-    CHECK(!mp_wait_end(&writer[0]));
-    CHECK(was_woken());
-    mp_sleep_end(&sender);
-    CHECK(mp_grant(&sender) == 1 && !mp_wait_end(&writer[0]) && mp_wait_end(&writer[1]));
-    mp_drop_stash(&writer[1]);
-    CHECK(mp_waiters(&sender) == 0 && mp_free_slots(&sender) == 2);
+    fall_asleep(500); /* the linger is 1 ms: it wakes by itself before */
+    CHECK(put(0, 0, 10, &place) == MP_DONE && place.index == 0 && !was_woken());
 }
 
-static void memory_given_back_between_look_and_sleep_is_granted(void) {
+static void a_run_is_in_its_new_batch_before_the_sender_is_woken(void) {
+    static uint8_t value[60000];
+    struct mp_record record[3];
+    const struct mp_record *list[3];
+    struct mp_value values[3];
+    for (int i = 0; i < 3; i++) {
+        record[i] = (struct mp_record){.value = value, .value_bytes = i == 2 ? 60000 : 100,
+                                       .key_bytes = -1, .timestamp_ms = 1000 + i};
+        list[i] = &record[i];
+        values[i] = (struct mp_value){.data = value, .bytes = record[i].value_bytes};
+    }
     struct mp_place place;
-    open_pool(4, 100000);
-    CHECK(put(3, 0, 20000, &place) == MP_DONE);
-    (void)mp_take_dirty(&sender, 0);
-    mp_wait_begin(&writer[0], 2);
-    CHECK(mp_grant(&sender) == 1 && mp_wait_end(&writer[0]));
-    mp_wait_begin(&writer[1], 1);
-    CHECK(mp_grant(&sender) == 0);
-    mp_drop_stash(&writer[0]); /* the sender is awake: nothing is written to the eventfd */
-    CHECK(!mp_sleep_begin(&sender, 1000000));
-    CHECK(mp_wait_over(&writer[1]) && mp_wait_end(&writer[1]));
-    mp_drop_stash(&writer[1]);
-    CHECK(mp_waiters(&sender) == 0 && mp_free_slots(&sender) == 2);
-}
-
-static void waiters_are_served_in_order_of_arrival_and_nobody_barges(void) {
-    struct mp_place place;
-    open_pool(4, 100000);
-    CHECK(put(3, 0, 60000, &place) == MP_DONE && mp_free_slots(&sender) == 0);
-    CHECK(put(2, 1, 10, &place) == MP_NO_MEMORY && place.units == 1);
-    static const int order[] = {2, 0, 1};
-    for (int i = 0; i < 3; i++) mp_wait_begin(&writer[order[i]], i == 0 ? 3 : 1);
-    CHECK(mp_grant(&sender) == 0);
-    uint32_t slot;
-    CHECK(take(0, &slot) == 1 && mp_release(&sender, slot));
-    CHECK(put(3, 2, 10, &place) == MP_NO_MEMORY); /* four slots are free, three writers wait */
-    CHECK(mp_grant(&sender) == 2);
-    CHECK(mp_wait_end(&writer[2]) && mp_wait_end(&writer[0]) && !mp_wait_over(&writer[1]));
-    for (int i = 2; i >= 0; i -= 2) mp_drop_stash(&writer[i]);
-    CHECK(mp_grant(&sender) == 1 && mp_wait_end(&writer[1]));
-    mp_drop_stash(&writer[1]);
-    check_all_free(4);
-}
-
-static void a_writer_that_was_served_and_has_not_run_yet_stops_nobody(void) {
-    struct mp_place place;
-    open_pool(8, 100000);
-    CHECK(put(3, 0, 90000, &place) == MP_DONE && mp_free_slots(&sender) == 2);
-    CHECK(put(0, 1, 30000, &place) == MP_DONE && mp_free_slots(&sender) == 0);
-    CHECK(put(0, 1, 20000, &place) == MP_NO_MEMORY);
-    mp_wait_begin(&writer[0], 1);
-    mp_wait_begin(&writer[1], 1);
-    uint32_t slot;
-    CHECK(take(0, &slot) == 1 && mp_release(&sender, slot));
-    CHECK(mp_grant(&sender) == 2 && mp_wait_end(&writer[0]));
-    CHECK(put(0, 1, 40000, &place) == MP_DONE && place.index == 1); /* writer 1 sleeps still */
-    CHECK(mp_wait_end(&writer[1]));
-    mp_drop_stash(&writer[1]);
-    CHECK(take(1, &slot) == 2 && mp_release(&sender, slot));
+    open_pool(8, 50000);
+    for (int plain = 0; plain < 2; plain++)
+        for (uint32_t count = 2; count <= 3; count++) { /* the third has no room beside them */
+            fall_asleep(1000000);
+            stop_at(13, is_marked_and_woke_nobody);
+            CHECK((plain ? mp_append_values(&writer[0], 0, values, count, 1000, 0, &place)
+                         : mp_append_run(&writer[0], 0, list, count, 0, &place)) == MP_DONE);
+            CHECK(at_step == 0 && place.index == 0 && place.count == 2 && place.bytes > 200);
+            CHECK(was_woken() && mp_take_dirty(&sender, 0) == 1);
+            uint32_t slot;
+            CHECK(take(0, &slot) == 2 && mp_release(&sender, slot));
+        }
+    list[1] = list[2];
+    values[1] = values[2];
+    for (int plain = 0; plain < 2; plain++) { /* the second has no room beside the first */
+        fall_asleep(1000000);
+        CHECK((plain ? mp_append_values(&writer[0], 0, values, 2, 1000, 0, &place)
+                     : mp_append_run(&writer[0], 0, list, 2, 0, &place)) == MP_DONE);
+        CHECK(place.count == 1 && place.sealed_count == 1 && mp_filled_batch(&place));
+        CHECK(was_woken() && mp_take_dirty(&sender, 0) == 1);
+        uint32_t slot;
+        CHECK(take(0, &slot) == 1 && mp_release(&sender, slot));
+    }
     check_all_free(8);
 }
 
-static void a_batch_that_found_no_memory_grows_by_what_is_granted(void) {
+static void other_adds_and_wakes_the_sender(void) {
+    struct mp_place place;
+    CHECK(!was_woken());
+    CHECK(put(1, 0, 10, &place) == MP_DONE && place.index == 1);
+    CHECK(was_woken());
+    CHECK(put(1, 0, 10, &place) == MP_DONE && place.index == 2);
+    CHECK(!was_woken()); /* once is enough */
+}
+
+static void who_adds_to_the_batch_of_a_stopped_opener_wakes_the_sender(void) {
     struct mp_place place;
     open_pool(4, 100000);
-    CHECK(put(0, 0, 10, &place) == MP_DONE && put(1, 1, 40000, &place) == MP_DONE);
-    CHECK(mp_free_slots(&sender) == 0);
-    CHECK(put(0, 0, 20000, &place) == MP_NO_MEMORY && place.units == 2);
-    CHECK(place.sealed_count == 0);
-    mp_wait_begin(&writer[0], 2);
-    uint32_t slot;
-    CHECK(take(1, &slot) == 1 && mp_release(&sender, slot));
-    CHECK(mp_grant(&sender) == 1 && mp_wait_end(&writer[0]));
-    CHECK(put(0, 0, 20000, &place) == MP_DONE && place.index == 1);
-    CHECK(take(0, &slot) == 2 && mp_release(&sender, slot));
-    check_all_free(4);
+    fall_asleep(1000000);
+    stop_at(18, other_adds_and_wakes_the_sender);
+    CHECK(put(0, 0, 10, &place) == MP_DONE && at_step == 0);
+    CHECK(take(0, NULL) == 3);
 }
 
-static void what_was_granted_to_the_dead_comes_back(void) {
+static void other_adds_and_wakes_nobody(void) {
+    struct mp_place place;
+    CHECK(put(1, 0, 10, &place) == MP_DONE && place.index == 1);
+    CHECK(!was_woken());
+}
+
+static void look_before_its_first_record(void) { CHECK(mp_take_dirty(&sender, 0) == 2); }
+
+static void who_adds_to_a_batch_that_will_be_looked_at_wakes_nobody(void) {
     struct mp_place place;
     open_pool(4, 100000);
-    CHECK(put(3, 0, 20000, &place) == MP_DONE);
-    mp_wait_begin(&writer[0], 3); /* dies with two slots put by */
-    mp_wait_begin(&writer[1], 2); /* dies with its grant untouched */
-    CHECK(mp_grant(&sender) == 0);
-    sender.alive[1] = 0;
-    CHECK(mp_reap(&sender, 1) == 2);
-    CHECK(mp_grant(&sender) == 1 && mp_free_slots(&sender) == 0);
-    sender.alive[2] = 0;
-    CHECK(mp_reap(&sender, 2) == 2);
-    CHECK(mp_waiters(&sender) == 0 && mp_free_slots(&sender) == 2);
-    CHECK(mp_owner_reusable(&sender, 1) && mp_owner_reusable(&sender, 2));
-}
-
-static void a_grant_that_was_not_used_goes_back_before_the_next_wait(void) {
-    open_pool(4, 100000);
-    mp_wait_begin(&writer[0], 3);
-    CHECK(mp_grant(&sender) == 1 && mp_wait_end(&writer[0]));
-    mp_wait_begin(&writer[0], 2);
-    CHECK(mp_grant(&sender) == 1 && mp_wait_end(&writer[0]));
-    mp_drop_stash(&writer[0]);
-    check_all_free(4);
-}
-
-static void records_that_may_roam_leave_a_full_batch_to_the_sender(void) {
-    static const uint8_t value[600];
-    const struct mp_record record = {.value = value, .value_bytes = sizeof value, .key_bytes = -1};
-    const struct mp_record *list = &record;
-    struct mp_place place;
-    open_pool(4, 2000); /* in the end a small record would have room, and one more of 600 B not */
-    CHECK(put(0, 0, 600, &place) == MP_DONE && put(0, 0, 600, &place) == MP_DONE);
-    CHECK(mp_take_dirty(&sender, 0) == 1);
-    CHECK(put(0, 0, 200, &place) == MP_DONE && place.sealed_count == 0);
-    mp_wait_begin(&writer[0], 2);
-    CHECK(mp_grant(&sender) == 1 && mp_wait_end(&writer[0]));
-    CHECK(mp_append_run(&writer[0], 0, &list, 1, 1, &place) == MP_FULL);
-    CHECK(place.sealed_count == 1 && mp_take_dirty(&sender, 0) == 1);
-    CHECK(writer[0].stash != MP_NONE && mp_free_slots(&sender) == 1);
-    /* Elsewhere it uses what it was granted; here nothing was opened behind the full batch. */
-    CHECK(mp_append_run(&writer[0], 1, &list, 1, 1, &place) == MP_DONE && place.index == 0);
-    CHECK(writer[0].stash == MP_NONE && mp_free_slots(&sender) == 2);
-    CHECK(take(0, NULL) == 3 && take(1, NULL) == 1);
-    /* The batch is full and sealed by somebody else: then the next one is opened. */
-    CHECK(mp_append_run(&writer[0], 0, &list, 1, 1, &place) == MP_DONE && place.index == 0);
-}
-
-static void kept_by(void) {
-    /* Writer 0 has taken the bit of a slot and stands before its word: it is found again. */
-    CHECK(mp_free_slots(&sender) == 3);
-    CHECK(mp_reap(&sender, 1) == 0);
-    CHECK(mp_free_slots(&sender) == 4);
-}
-
-static void a_slot_whose_bit_died_with_its_claimer_is_found_by_the_reaper(void) {
-    struct mp_place place;
-    open_pool(4, 1000);
-    stop_at(1, kept_by);
-    CHECK(put(1, 0, 10, &place) == MP_DONE && at_step == 0);
-    /* The claim went on here, and left a bit of a taken slot: whoever finds it passes by. */
-    CHECK(put(1, 1, 10, &place) == MP_DONE);
-    CHECK(put(1, 2, 20000, &place) == MP_DONE);
-    CHECK(put(1, 1, 2000, &place) == MP_NO_MEMORY && mp_free_slots(&sender) == 0);
-}
-
-static void leave(void) { CHECK(!mp_wait_end(&writer[0])); }
-
-static void a_timeout_that_races_the_grant_keeps_nothing(void) {
-    open_pool(4, 100000);
-    mp_wait_begin(&writer[0], 2);
-    stop_at(43, leave); /* between the look and the grant */
-    CHECK(mp_grant(&sender) == 0 && at_step == 0);
-    check_all_free(4);
-    mp_wait_begin(&writer[0], 2);
-    CHECK(mp_grant(&sender) == 1);
-    CHECK(mp_wait_end(&writer[0])); /* at its deadline, but granted: it has the memory */
-    mp_drop_stash(&writer[0]);
-    check_all_free(4);
-}
-
-static void bits_of_slots_that_are_not_there_are_nobodys(void) {
-    struct mp_place place;
-    open_pool(4, 100000);
-    atomic_fetch_or(&sender.region.free[0], ~UINT64_C(0) << 4); /* by a broken worker */
-    CHECK(mp_free_slots(&sender) == 4);
-    CHECK(put(0, 0, 60000, &place) == MP_DONE && mp_free_slots(&sender) == 0);
-    CHECK(put(1, 1, 100, &place) == MP_NO_MEMORY);
+    fall_asleep(500); /* before the batch is due */
+    stop_at(18, other_adds_and_wakes_nobody);
+    CHECK(put(0, 0, 10, &place) == MP_DONE && at_step == 0);
+    CHECK(take(0, NULL) == 2 && mp_take_dirty(&sender, 0) == 1);
+    mp_sleep_end(&sender);
+    stop_at(17, look_before_its_first_record);
+    CHECK(put(0, 1, 10, &place) == MP_DONE && at_step == 0);
+    fall_asleep(1000000); /* the mark was taken */
+    CHECK(put(1, 1, 10, &place) == MP_DONE && place.index == 1 && !was_woken());
 }
 
 static const struct scenario scenarios[] = {
-    SCENARIO(bits_of_slots_that_are_not_there_are_nobodys),
     SCENARIO(compression_begun_after_the_batch_was_released),
     SCENARIO(who_fills_a_batch_compresses_it_before_anybody_is_told),
     SCENARIO(a_batch_is_kept_while_its_worker_compresses_it),
@@ -460,18 +344,10 @@ static const struct scenario scenarios[] = {
     SCENARIO(a_writer_that_never_acknowledges_keeps_the_slot_until_it_is_dead),
     SCENARIO(a_link_that_lost_appends_to_the_batch_that_won),
     SCENARIO(an_empty_batch_of_a_living_owner_is_not_sealed),
-    SCENARIO(slots_put_by_for_a_waiter_that_gave_up_come_back),
-    SCENARIO(a_second_wait_of_the_same_owner_is_not_slept_over),
-    SCENARIO(a_waiter_that_gives_up_lets_the_next_one_be_served),
-    SCENARIO(memory_given_back_between_look_and_sleep_is_granted),
-    SCENARIO(waiters_are_served_in_order_of_arrival_and_nobody_barges),
-    SCENARIO(a_writer_that_was_served_and_has_not_run_yet_stops_nobody),
-    SCENARIO(a_batch_that_found_no_memory_grows_by_what_is_granted),
-    SCENARIO(what_was_granted_to_the_dead_comes_back),
-    SCENARIO(a_grant_that_was_not_used_goes_back_before_the_next_wait),
-    SCENARIO(a_timeout_that_races_the_grant_keeps_nothing),
-    SCENARIO(records_that_may_roam_leave_a_full_batch_to_the_sender),
-    SCENARIO(a_slot_whose_bit_died_with_its_claimer_is_found_by_the_reaper),
+    SCENARIO(the_sender_is_woken_behind_the_first_commit_of_a_batch),
+    SCENARIO(a_run_is_in_its_new_batch_before_the_sender_is_woken),
+    SCENARIO(who_adds_to_the_batch_of_a_stopped_opener_wakes_the_sender),
+    SCENARIO(who_adds_to_a_batch_that_will_be_looked_at_wakes_nobody),
 };
 
 int main(int argc, char **argv) {

@@ -133,6 +133,20 @@ def test_spans_that_are_not_in_the_memory_are_refused(spans: Any, error: type[Ex
     memory.append(1)  # raises BufferError while it is held
 
 
+def test_no_code_of_others_runs_while_spans_are_read() -> None:
+    spans: list[Any] = []
+
+    class Index:
+        def __index__(self) -> int:
+            spans.clear()
+            return 0
+
+    spans += [(Index(), 1)] + [(0, 1)] * 1_000
+    with pytest.raises(TypeError, match="offset is a number"):
+        native.Body(bytes(10), 1, 0, 0, spans=spans)
+    assert len(spans) == 1_001
+
+
 def test_what_is_no_memory_and_no_checksum_is_refused() -> None:
     with pytest.raises(TypeError):
         native.Body("text", 1, 0, 0)  # type: ignore[arg-type]

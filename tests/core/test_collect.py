@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import random
+import select
 import struct
 import time
 from collections.abc import Callable, Iterator
@@ -152,6 +153,20 @@ def test_a_batch_without_a_record_is_told_with_its_first_one_although_nobody_ann
     found, unborn, _ = twin.pool.collect(False)
     assert [one[:4] for one in found] == [(66, 1, slot, False)]
     assert unborn == 0
+
+
+def test_a_first_record_between_the_last_look_and_the_sleep_is_not_slept_over(twin: Twin) -> None:
+    twin.send(66)
+    slot = _newest_slot(twin, 66)
+    word = twin.take_record(slot)
+    assert twin.pool.collect(False) == ([], 1, 0)
+    with select.epoll() as epoll:
+        twin.pool.sleep(epoll.fileno(), time.monotonic_ns() + 1_000_000)
+        assert twin.pool.sleeps == 1, "there is still no record"
+        twin.change(slot, lambda _: word)  # its writer finds the sender awake, and wakes nobody
+        assert twin.pool.sleep(epoll.fileno(), time.monotonic_ns() + 2_000_000_000) == []
+    assert twin.pool.sleeps == 1
+    assert twin.look() == [(66, 1, slot, False)]
 
 
 def test_a_batch_without_a_record_that_is_sealed_or_followed_is_told_and_full(twin: Twin) -> None:

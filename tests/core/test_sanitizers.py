@@ -22,7 +22,10 @@ pytestmark = pytest.mark.skipif(
 RELAXED_LOADS = '#include "orders.h"\n#undef ACQUIRE\n#define ACQUIRE memory_order_relaxed\n'
 # (file, text, replacement), applied in order.
 RELAXED = {
-    "T2": [("append.c", "&expected, committed, RELEASE,", "&expected, committed, RELAXED,")],
+    "T2": [
+        ("append.c", f"&expected, committed, {order},", "&expected, committed, RELAXED,")
+        for order in ("RELEASE", "SEQ_CST")
+    ],
     "T5": [
         ("pool.c", "atomic_fetch_or_explicit(word, MP_SEAL, ACQ_REL);",
          "atomic_fetch_or_explicit(word, MP_SEAL, RELAXED);"),

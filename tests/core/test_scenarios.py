@@ -10,7 +10,8 @@ import pytest
 
 from tests.core.sources import CORE, PLAIN
 
-SOURCES = sorted(Path(__file__).parent.glob("scenarios*.c"))
+ROOT = Path(__file__).resolve().parent.parent.parent
+SOURCES = [Path(__file__).with_name(name) for name in ("scenarios.c", "scenarios_memory.c")]
 NAMES = [
     (source.stem, name)
     for source in SOURCES
@@ -19,23 +20,19 @@ NAMES = [
 
 
 @pytest.fixture(scope="module")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scenarios")
-    command = ["gcc", "-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE"]
-    command += ["-DMP_TESTPOINTS", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     for source in SOURCES:
-        files = [source, *PLAIN]
-        subprocess.run(
-            [*command, f"-I{CORE}", *map(str, files), "-o", str(folder / source.stem)],
-            check=True,
-            timeout=120,
-        )
-    return {source.stem: folder / source.stem for source in SOURCES}
+        command = ["gcc", "-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE"]
+        command += ["-DMP_TESTPOINTS", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+        command += [f"-I{CORE}", *map(str, [source, *PLAIN]), "-o", str(folder / source.stem)]
+        subprocess.run(command, check=True, timeout=120)
+    return folder
 
 
 @pytest.mark.parametrize(("program", "name"), NAMES)
-def test_interleaving(programs: dict[str, Path], program: str, name: str) -> None:
+def test_interleaving(programs: Path, program: str, name: str) -> None:
     done = subprocess.run(
-        [str(programs[program]), name], check=False, capture_output=True, text=True, timeout=60
+        [str(programs / program), name], check=False, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr

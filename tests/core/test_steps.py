@@ -48,12 +48,12 @@ MUTANTS = {
     ),
     "lost_commit_counts_as_appended": (
         "append.c",
-        "if (run.more > 0) mp_unextend(writer, run.first, run.more);\n"
+        "keep(writer, run.first, run.more);\n"
         "        acknowledge(region, slot);\n"
         "        return TURN_RETRY;\n"
         "    }\n"
         "    MP_STEP(14);",
-        "if (run.more > 0) mp_unextend(writer, run.first, run.more);\n"
+        "keep(writer, run.first, run.more);\n"
         "        acknowledge(region, slot);\n"
         "    }\n"
         "    MP_STEP(14);",

@@ -52,7 +52,7 @@ FOUND = [
     ("slot", 6, SLOT, r"S\[s\]\.owner==0"),
     ("slot", 7, SLOT, r"S\[cur\]\.n==counted"),
     ("slot", 8, SLOT, r"S\[cur\]\.batch==seq"),
-    *(("wake", mutant, "", r"collected>=told") for mutant in (1, 2, 3, 4, 6, 7, 8)),
+    *(("wake", mutant, "", r"collected>=told") for mutant in (1, 2, 3, 4, 6, 7, 8, 9)),
     ("wake", 5, "", r"collected==committed"),
     *(("grant", mutant, "-DANY_SIZE=1", r"free==2") for mutant in (1, 6, 8, 10)),
     ("grant", 4, "-DANY_SIZE=1", r"dead\[w\]"),

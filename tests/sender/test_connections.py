@@ -211,6 +211,19 @@ def test_fault_N10_a_peer_that_breaks_the_protocol_is_closed(bench: Bench, data:
     assert peer.recv(100) == b"", "closed on our side too"
 
 
+def test_a_response_to_half_a_request_closes_the_connection(bench: Bench) -> None:
+    peer = bench.connect()
+    lent = bytearray(32 << 20)
+    bench.connections.send(1, 1, 22, 4, native.Send([lent]))
+    assert bench.events == [], "the peer reads nothing"
+    peer.sendall(_answer(1))
+    bench.until(lambda: bool(bench.events))
+    (closed,) = bench.events
+    assert isinstance(closed, a.Closed), "an answer frees the memory that is still sent from"
+    assert "not sent whole" in closed.why
+    lent.append(1)  # raises BufferError while a view of it is alive
+
+
 def test_a_response_nobody_asked_for_closes_the_connection(bench: Bench) -> None:
     bench.connect().sendall(_answer(1))
     bench.until(lambda: bool(bench.events))

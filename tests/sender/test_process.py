@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import psutil
 import pytest
 
 import mpproducer
-from mpproducer.errors import Unknown
+from mpproducer.errors import NotWritten, Unknown
 from mpproducer.sender import process
 from mpproducer.sender.batch import NEVER_NS
 from mpproducer.sender.server import Server
@@ -106,6 +107,27 @@ def test_a_term_lets_the_workers_that_are_there_finish(broker: Broker, status_of
     producer.close()
     assert wait_until(lambda: not sender.is_running() or sender.status() == "zombie")
     assert [record.value for record in broker.records("t")] == [b"one", b"two"]
+
+
+def test_a_sender_that_ends_at_once_while_it_compresses_leaves_nothing(
+    broker: Broker, status_of: StatusOf, runtime_dir: Path
+) -> None:
+    config: dict[str, Any] = {"compression_type": "zstd", "compression_zstd_level": 22}
+    config |= {"linger_ms": 20, "batch_size": 8_000_000, "max_request_size": 8_000_000}
+    with mpproducer.Producer(bootstrap_servers=broker.bootstrap_servers, **config) as producer:
+        producer.send("t", b"one", partition=0).result(timeout=10)
+        sender = _sender(status_of, producer)
+        words = [os.urandom(6) for _ in range(5_000)]
+        value = b"".join(random.choices(words, k=1_000_000))  # seconds of work
+        future = producer.send("t", value, partition=0)
+        time.sleep(0.3)
+        sender.terminate()
+        time.sleep(0.1)
+        sender.terminate()
+        with pytest.raises(NotWritten, match="closed before delivery"):
+            future.result(timeout=10)
+        assert wait_until(lambda: not any(runtime_dir.iterdir())), "its folder"
+    assert [record.value for record in broker.records("t")] == [b"one"]
 
 
 def test_a_killed_sender_leaves_unknown_outcomes_and_the_next_send_starts_another(
