@@ -8,10 +8,12 @@ import json
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -126,6 +128,31 @@ def metric(producer: Producer, name: str) -> float:
     values = [values[name] for values in homes if name in values]
     assert values or not homes, name
     return values[0] if values else 0
+
+
+def grown_bytes(work: Callable[[], object], times: int) -> int:
+    """What is allocated after `work` was done `times` times and was not after the first time."""
+    work()
+    tracemalloc.start()
+    try:
+        gc.collect()
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(times):
+            work()
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+
+
+def received(peer: socket.socket, count: int) -> bytes:
+    """At least `count` bytes from a socket that has a timeout."""
+    data = bytearray()
+    while len(data) < count:
+        piece = peer.recv(1 << 16)
+        assert piece, "the stream ended early"
+        data += piece
+    return bytes(data)
 
 
 def run_child(job: Callable[[], object]) -> None:

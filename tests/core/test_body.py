@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import random
-import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +11,7 @@ import pytest
 
 from mpproducer._core import native
 from mpproducer.wire import record_batch
+from tests.conftest import grown_bytes
 from tests.core.test_append import Host, Record, frozen
 
 
@@ -167,15 +166,5 @@ def test_nothing_leaks_from_bodies(rng: random.Random) -> None:
             with pytest.raises(ValueError, match="are not in a memory"):
                 native.Body(memory, 1, 0, 0, spans=[(0, 10), (20, 5_000)])
 
-    some()
-    tracemalloc.start()
-    try:
-        gc.collect()
-        before = tracemalloc.get_traced_memory()[0]
-        for _ in range(20):
-            some()
-        gc.collect()
-        assert tracemalloc.get_traced_memory()[0] - before < 30_000
-    finally:
-        tracemalloc.stop()
+    assert grown_bytes(some, 20) < 30_000
     memory.append(1)

@@ -3,10 +3,8 @@ finds."""
 
 from __future__ import annotations
 
-import gc
 import random
 import socket
-import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +13,7 @@ import pytest
 from mpproducer._core import native
 from mpproducer.net.errors import FrameTooLarge
 from mpproducer.net.stream import MAX_FRAME_BYTES
+from tests.conftest import grown_bytes
 from tests.core import frames_reference
 
 START_BYTES = 16 * 1024
@@ -265,14 +264,4 @@ def test_nothing_leaks_from_frames_that_are_taken_or_refused(rng: random.Random)
             while pieces.left and reader.refused is None:
                 _step(reader, pieces)
 
-    all_of_them()
-    tracemalloc.start()
-    try:
-        gc.collect()
-        before = tracemalloc.get_traced_memory()[0]
-        for _ in range(50):
-            all_of_them()
-        gc.collect()
-        assert tracemalloc.get_traced_memory()[0] - before < 30_000
-    finally:
-        tracemalloc.stop()
+    assert grown_bytes(all_of_them, 50) < 30_000

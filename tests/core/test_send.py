@@ -3,11 +3,9 @@ is lent until then."""
 
 from __future__ import annotations
 
-import gc
 import os
 import random
 import socket
-import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +13,7 @@ import pytest
 
 from mpproducer._core import native
 from mpproducer._core.native import Send
+from tests.conftest import grown_bytes, received
 
 Pair = tuple[socket.socket, socket.socket]
 WAIT_S = 10.0
@@ -39,15 +38,6 @@ def _request(rng: random.Random) -> Send:
     return native.produce_request(9, 1, "c", -1, 1, None, rows)
 
 
-def _received(peer: socket.socket, count: int) -> bytes:
-    data = bytearray()
-    while len(data) < count:
-        piece = peer.recv(1 << 16)
-        assert piece, "the stream ended early"
-        data += piece
-    return bytes(data)
-
-
 def test_a_send_goes_on_wherever_it_stopped(pair: Pair, rng: random.Random) -> None:
     ours, peer = pair
     size = _request(rng).size_bytes
@@ -67,7 +57,7 @@ def test_a_send_goes_on_wherever_it_stopped(pair: Pair, rng: random.Random) -> N
             request.advance(second)
             assert request.write_to(ours.fileno())
             assert request.left_bytes == 0
-            assert _received(peer, size - first - second) == data[first + second :]
+            assert received(peer, size - first - second) == data[first + second :]
 
 
 def test_fault_N08_a_full_socket_is_not_waited_for_and_then_gone_on_with(
@@ -85,14 +75,14 @@ def test_fault_N08_a_full_socket_is_not_waited_for_and_then_gone_on_with(
         assert data[-request.left_bytes :] == request.peek(len(data))
         got += peer.recv(rng.randrange(1, 30_000))
     assert refused > 50
-    assert bytes(got) + _received(peer, len(data) - len(got)) == data
+    assert bytes(got) + received(peer, len(data) - len(got)) == data
 
 
 def test_more_buffers_than_a_call_takes_go_out_in_order(pair: Pair) -> None:
     ours, peer = pair
     buffers = [str(number).zfill(4).encode() for number in range(3_000)]
     assert Send(buffers).write_to(ours.fileno())
-    assert _received(peer, 12_000) == b"".join(buffers)
+    assert received(peer, 12_000) == b"".join(buffers)
 
 
 def test_nothing_to_send_is_sent_at_once() -> None:
@@ -174,14 +164,4 @@ def test_nothing_leaks_from_sends(pair: Pair, rng: random.Random) -> None:
                 _request(rng).advance(10)
             peer.recv(1 << 16)
 
-    some()
-    tracemalloc.start()
-    try:
-        gc.collect()
-        before = tracemalloc.get_traced_memory()[0]
-        for _ in range(20):
-            some()
-        gc.collect()
-        assert tracemalloc.get_traced_memory()[0] - before < 30_000
-    finally:
-        tracemalloc.stop()
+    assert grown_bytes(some, 20) < 30_000

@@ -12,6 +12,7 @@ import pytest
 from mpproducer._core.native import FrameReader, Send
 from mpproducer.net.errors import FrameTooLarge, StreamClosed
 from mpproducer.net.stream import Address, TcpStream
+from tests.conftest import received
 
 WAIT_S = 10.0
 
@@ -38,15 +39,6 @@ def _pair(listener: socket.socket, send_buffer: int = -1) -> tuple[TcpStream, so
     _writable(stream)
     assert stream.finish_connect()
     return stream, peer
-
-
-def _receive(peer: socket.socket, count: int) -> bytes:
-    data = bytearray()
-    while len(data) < count:
-        piece = peer.recv(1 << 16)
-        assert piece, "the stream ended early"
-        data += piece
-    return bytes(data)
 
 
 def test_connecting_ends_with_writability(listener: socket.socket) -> None:
@@ -82,7 +74,7 @@ def test_buffers_arrive_in_order_and_empty_ones_do_no_harm(listener: socket.sock
         assert stream.write(
             Send([b"one", memoryview(b""), bytearray(b"two"), memoryview(b"three")])
         )
-        assert _receive(peer, 11) == b"onetwothree"
+        assert received(peer, 11) == b"onetwothree"
     stream.close()
 
 
@@ -91,7 +83,7 @@ def test_more_buffers_than_one_call_takes_arrive_all(listener: socket.socket) ->
     with peer:
         buffers = [str(number).zfill(4).encode() for number in range(3_000)]
         assert stream.write(Send(buffers))
-        assert _receive(peer, 12_000) == b"".join(buffers)
+        assert received(peer, 12_000) == b"".join(buffers)
     stream.close()
 
 
