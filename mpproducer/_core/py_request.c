@@ -2,6 +2,8 @@
  * records are. */
 #include "py_wire.h"
 
+#include "varint.h"
+
 enum { PRODUCE = 0, LOWEST = 3, FLEXIBLE = 9, TOPIC_IDS = 13, HIGHEST = 13, ID_BYTES = 16 };
 enum { LONGEST_STRING = INT16_MAX, MOST_LENGTH_BYTES = 5 };
 
@@ -132,14 +134,8 @@ static int read_rows(struct request *r, PyObject *batches) {
 
 /* --- the bytes */
 
-static uint8_t *put_uvarint(uint8_t *at, uint32_t value) {
-    for (; value >= 0x80; value >>= 7) *at++ = (uint8_t)(value | 0x80);
-    *at++ = (uint8_t)value;
-    return at;
-}
-
 static uint8_t *put_count(uint8_t *at, int flexible, Py_ssize_t count) {
-    return flexible ? put_uvarint(at, (uint32_t)count + 1) : put_big(at, (uint64_t)count, 4);
+    return flexible ? put_varint(at, (uint32_t)count + 1) : put_big(at, (uint64_t)count, 4);
 }
 
 static uint8_t *put_bytes(uint8_t *at, const char *data, Py_ssize_t length) {
@@ -149,7 +145,7 @@ static uint8_t *put_bytes(uint8_t *at, const char *data, Py_ssize_t length) {
 
 /* Null is a length of -1, which a compact string writes as 0. */
 static uint8_t *put_string(uint8_t *at, int compact, const char *data, Py_ssize_t length) {
-    at = compact ? put_uvarint(at, (uint32_t)(length + 1)) : put_big(at, (uint64_t)length, 2);
+    at = compact ? put_varint(at, (uint32_t)(length + 1)) : put_big(at, (uint64_t)length, 2);
     return put_bytes(at, data, length);
 }
 

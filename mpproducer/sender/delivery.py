@@ -461,9 +461,8 @@ class Delivery:
 
     def next_ns(self) -> int:
         """When the oldest batch expires, or NEVER_NS."""
-        if self.aging:
-            for batch in self.aging:  # not `next`, which compiled code looks up by its name
-                return batch.deadline_ns
+        for batch in self.aging:  # not `next`, which compiled code looks up by its name
+            return batch.deadline_ns
         return NEVER_NS
 
     def abort_all(self, code: int, reason: Reason, message: str, now_ns: int) -> None:

@@ -130,7 +130,7 @@ class Store:
 
     def compress(self, batch: ProducerBatch, now_ns: int) -> Event | None:
         """Take the stream a worker made, or have one made."""
-        state, _size, spans = self._stream(batch)
+        state, spans = self._stream(batch)
         if state == "done":
             return self._compressed(batch, self._payload[:], spans)
         if state == "busy":
@@ -142,12 +142,13 @@ class Store:
         self._submit(batch)
         return None
 
-    def _stream(self, batch: ProducerBatch) -> tuple[str, int, list[tuple[int, int]]]:
+    def _stream(self, batch: ProducerBatch) -> tuple[str, list[tuple[int, int]]]:
         """What a worker made of the batch. A stream that is broken is none: the records are not."""
         try:
-            return self._pool.compressed(batch.slot)
+            state, _size, spans = self._pool.compressed(batch.slot)
         except self._corrupt_error:
-            return "taken", 0, []
+            return "taken", []
+        return state, spans
 
     def _submit(self, batch: ProducerBatch) -> None:
         if self.compressor is not None:
@@ -182,7 +183,7 @@ class Store:
                     raise done.error
                 events.append(self._compressed(done.subject, done.data))
         for batch, since_ns in list(self._busy.items()):
-            state, _size, spans = self._stream(batch)
+            state, spans = self._stream(batch)
             if state == "done":
                 del self._busy[batch]
                 events.append(self._compressed(batch, self._payload[:], spans))
