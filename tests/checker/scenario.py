@@ -366,9 +366,10 @@ class Scenario:
         return found
 
 
-def steady(size: int = 100, pause_s: float = 0.001, look: int = 3) -> Job:
+def steady(size: int = 100, pause_s: float = 0.005, look: int = 3) -> Job:
     """One record after the other to every partition in turn until asked to end; a look at the
-    futures with every `look`-th record, a pause after every 20."""
+    futures with every `look`-th record, a pause after every 20: by default less than 4,000 a
+    second, so that a journal has room for what the longest test (240 s) sends."""
 
     def job(worker: Worker) -> None:
         number, partitions = 0, worker.run.partitions
