@@ -46,6 +46,7 @@ struct mp_sealed {
 };
 
 #define MP_MAX_SEALED 4u
+#define MP_MAP_SLOTS 16u /* mapped at once: a batch's worth, 256 KiB */
 struct mp_place {
     uint64_t batch_id;
     uint32_t slot;
@@ -69,6 +70,7 @@ struct mp_writer {
     uint64_t steals;
     uint64_t opened;
     uint64_t stale;
+    uint64_t mapped[MP_MAX_SLOTS / MP_MAP_SLOTS / 64 + 1]; /* runs of slots whose pages we have */
 };
 
 /* Adds to what the processes under this owner id have counted. */

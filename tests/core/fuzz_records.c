@@ -1,5 +1,6 @@
 /* libFuzzer target of the record walk. Whatever bytes lie in shared memory, in whatever spans: the
- * walk reads nothing outside them, and what it accepts is a batch.
+ * walk reads nothing outside them, and what it accepts is a batch. Cut into single bytes, which only
+ * the general reader takes, the same records give the same answer.
  *
  * Input: record count, span boundary, base timestamp, then the records. */
 #include <stdlib.h>
@@ -7,6 +8,19 @@
 #include "pool.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size);
+
+static void compare(const uint8_t *records, uint32_t bytes, uint32_t count, const char *wrong,
+                    const struct mp_walk *whole) {
+    struct mp_span *single = malloc((bytes + 1) * sizeof *single);
+    for (uint32_t i = 0; i < bytes; i++) single[i] = (struct mp_span){i, 1};
+    struct mp_walk walk = {.bytes = bytes, .base_timestamp = whole->base_timestamp};
+    const char *also = mp_check_records(records, single, bytes, count, &walk);
+    free(single);
+    if ((wrong == NULL) != (also == NULL) || (wrong && strcmp(wrong, also) != 0)) abort();
+    if (!wrong && (walk.crc != whole->crc || walk.largest != whole->largest ||
+                   walk.max_timestamp != whole->max_timestamp))
+        abort();
+}
 
 int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size) {
     if (size < 12 || size > 1 << 16) return 0;
@@ -31,6 +45,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size) {
     struct mp_walk walk = {.bytes = bytes, .base_timestamp = base};
     const char *wrong = mp_check_records(exact, span, spans, records, &walk);
     if (!wrong && (walk.max_timestamp < base || (uint64_t)records * 7 > bytes)) abort();
+    compare(input + 12, bytes, records, wrong, &walk);
     free(exact);
     return 0;
 }

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import random
+import re
+import resource
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import crc32c
@@ -214,6 +218,30 @@ def test_chains_over_the_ends_of_slots(host: Host, around: int) -> None:
     for record in sent:
         host.send(record)
     check_same(host, sent)
+
+
+def pool_bytes() -> int:
+    """How much of the pool is mapped in this process, in the larger of its mappings: the writer's."""
+    text = Path("/proc/self/smaps").read_text(encoding="ascii")
+    found = re.findall(r"/memfd:pool .*?\nRss: +(\d+) kB", text, re.DOTALL)
+    return max(map(int, found)) * 1024
+
+
+def test_a_batch_that_grows_has_its_pages_mapped_at_once(host: Host) -> None:
+    """One by one each would cost a fault; one of a single slot takes no more than it needs."""
+    with mmap.mmap(-1, mmap.PAGESIZE) as probe:
+        try:
+            probe.madvise(23)  # MADV_POPULATE_WRITE
+        except OSError:
+            pytest.skip("before Linux 5.14")
+    host.send(Record(b"x"))
+    small = pool_bytes()
+    host.send(Record(b"y" * native.SLOT_SIZE))
+    assert pool_bytes() - small >= 14 * native.SLOT_SIZE
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    host.send(Record(bytes(10 * native.SLOT_SIZE)))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 10
+    assert sum(records for records, *_ in host.take()) == 3
 
 
 def test_K5_a_batch_that_is_full_is_sealed_and_the_next_one_takes_over() -> None:
