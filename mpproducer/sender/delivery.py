@@ -445,12 +445,8 @@ class Delivery:
 
     def expire(self, now_ns: int) -> None:
         """End every batch whose delivery timeout has passed, whatever it waits for."""
-        aging = self.aging
-        while aging:
-            batch = next(iter(aging))
-            if batch.deadline_ns > now_ns:
-                return
-            self._expire_one(batch, now_ns)
+        while self.next_ns() <= now_ns:
+            self._expire_one(next(iter(self.aging)), now_ns)
 
     def _expire_one(self, batch: ProducerBatch, now_ns: int) -> None:
         self._counters.batch_expired_total += 1

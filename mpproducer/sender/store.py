@@ -13,7 +13,7 @@ from mpproducer.sender import actions, codec
 from mpproducer.sender.actions import Event
 from mpproducer.sender.batch import ProducerBatch
 from mpproducer.sender.compressor import Compressor
-from mpproducer.wire import record_batch
+from mpproducer.wire import compression, record_batch
 
 if TYPE_CHECKING:
     from mpproducer.config import Config
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # A worker that compresses its own batch is left alone this long; then the sender does it.
 _WORKER_COMPRESSES_NS: Final = 20_000_000
 # Smaller batches are compressed on the loop: handing them to a thread costs more than the work.
-_COMPRESS_HERE_BYTES: Final = 16 * 1024
+_COMPRESS_HERE_BYTES: Final = compression.SMALL_BYTES
 # A batch without a record is looked at again this soon, then after twice as long, and so on: its
 # writer is about to commit, and may only wait for the processor that this process runs on.
 _FIRST_LOOK_NS: Final = 20_000
@@ -60,6 +60,8 @@ class Store:
         self._counters = counters
         self._codec = config.compression_type
         self._level = config.compression_level
+        self._attributes: int = record_batch.CODECS.index(self._codec)
+        self._small: Callable[[Any], bytes] | None = None  # on the loop; made with its first batch
         self._batch_size = config.batch_size
         self._unborn = 0  # batches that are linked, but have no record yet
         self._busy: dict[ProducerBatch, int] = {}  # compressed by a worker -> since when
@@ -137,8 +139,7 @@ class Store:
             self._busy[batch] = now_ns
             return None
         if batch.size_bytes <= _COMPRESS_HERE_BYTES:
-            data = self._compress_pieces(batch.body.pieces)
-            return self._compressed(batch, data)
+            return self._compressed(batch, self._compress_small(batch.body.pieces))
         self._submit(batch)
         return None
 
@@ -154,6 +155,12 @@ class Store:
         if self.compressor is not None:
             self.compressor.submit(batch, batch.body.pieces)
 
+    def _compress_small(self, pieces: Any) -> bytes:
+        small = self._small
+        if small is None:
+            small = self._small = compression.for_small(self._codec, self._level)
+        return small(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+
     def _compress_pieces(self, pieces: Any) -> bytes:
         return codec.compress(self._codec, self._level, pieces)
 
@@ -168,7 +175,7 @@ class Store:
             batch.records,
             batch.base_timestamp_ms,
             batch.max_timestamp_ms,
-            record_batch.CODECS.index(self._codec),
+            self._attributes,
             [(0, len(memory))] if spans is None else spans,
         )
         batch.body = body

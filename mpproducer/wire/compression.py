@@ -40,6 +40,15 @@ def compress(codec: str, level: int | None, pieces: Sequence[Buffer]) -> bytes:
     raise ValueError(f"there is no codec {codec!r}")
 
 
+def for_small(codec: str, level: int | None) -> Callable[[Buffer], bytes]:
+    """A compressor of small batches, each in one piece, for one thread: what `compress` looks up
+    with each call costs as much as a small batch."""
+    if codec == "zstd":
+        small: Callable[[Buffer], bytes] = _new_zstd(level).compress
+        return small
+    return lambda data: compress(codec, level, (data,))
+
+
 def _gzip(level: int | None, pieces: Sequence[Buffer]) -> bytes:
     packer = zlib.compressobj(-1 if level is None else level, zlib.DEFLATED, _GZIP_WINDOW)
     return b"".join((*map(packer.compress, pieces), packer.flush()))
@@ -95,8 +104,14 @@ def _lz4(level: int | None, pieces: Sequence[Buffer]) -> bytes:
     return b"".join(out)
 
 
+def _new_zstd(level: int | None) -> Any:
+    import zstandard
+
+    return zstandard.ZstdCompressor(level=3 if level is None else level, write_content_size=False)
+
+
 _kept = threading.local()
-_SMALL_BYTES: Final = 16 * 1024
+SMALL_BYTES: Final = 16 * 1024
 
 
 def _zstd(level: int | None, pieces: Sequence[Buffer]) -> bytes:
@@ -104,15 +119,11 @@ def _zstd(level: int | None, pieces: Sequence[Buffer]) -> bytes:
     contexts: dict[int | None, Any] = _kept.__dict__.setdefault("zstd", {})
     context = contexts.get(level)
     if context is None:
-        import zstandard
-
-        context = contexts[level] = zstandard.ZstdCompressor(
-            level=3 if level is None else level, write_content_size=False
-        )
+        context = contexts[level] = _new_zstd(level)
     # Told the size of a small batch, it takes small tables: those of a large one fill a core's
     # cache, and clearing them costs more than the compression. A large batch comes out smaller
     # untold. The stream object of a large one has 128 KiB of output room, made anew each time.
-    if sum(map(len, pieces)) <= _SMALL_BYTES:
+    if sum(map(len, pieces)) <= SMALL_BYTES:
         small: bytes = context.compress(pieces[0] if len(pieces) == 1 else b"".join(pieces))
         return small
     packer = context.compressobj()
