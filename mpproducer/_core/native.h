@@ -132,7 +132,15 @@ uint32_t pending_fail_all(Attachment *a, uint32_t kind, uint32_t reason, const c
 void run_callbacks(PyObject *ready); /* takes the reference */
 #define MP_READ_CHUNK (64u * 1024u) /* of the pipe; half of what `frames` holds */
 
+/* Gives back a thread's use of the attachment, and its reference: the last one of a closed attachment
+ * unmaps the segments. */
+void attachment_leave(Attachment *a);
+
+#define MP_SLICE_NS (INT64_C(250) * 1000000) /* longest sleep without a look around */
 int attachment_drain(Attachment *a);
+/* Reads the pipe for all once there is something; returns at once when more than `seen` frames have
+ * been read already. -1: exception set. */
+int attachment_lead(Attachment *a, uint64_t seen, int64_t deadline_ns);
 /* 1: the record's batch has its outcome; 0: deadline passed; -1: exception set. */
 int attachment_wait(Attachment *a, const Pending *batch, uint32_t index, int64_t deadline_ns);
 /* 1: granted; 0: deadline passed; 2: the attachment ended; -1: exception set. */
