@@ -82,6 +82,7 @@ struct Attachment {
     size_t frames_used, frames_room;
     uint64_t records, bytes, spreads, returns, waits, wait_ns, buffer_full, compressed;
     uint64_t compress_failed, drained;
+    int64_t looked_ns; /* when attachment_look() last read the pipe */
     uint64_t random;
 };
 
@@ -138,6 +139,8 @@ void attachment_leave(Attachment *a);
 
 #define MP_SLICE_NS (INT64_C(250) * 1000000) /* longest sleep without a look around */
 int attachment_drain(Attachment *a);
+/* With a new batch pending, in a process that may never look at a future: drains now and then (D13). */
+void attachment_look(Attachment *a);
 /* Reads the pipe for all once there is something; returns at once when more than `seen` frames have
  * been read already. -1: exception set. */
 int attachment_lead(Attachment *a, uint64_t seen, int64_t deadline_ns);

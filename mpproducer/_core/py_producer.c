@@ -350,8 +350,7 @@ static PyObject *send_record(Producer *self, struct request *r, int64_t explicit
             a->bytes += place.bytes;
             if (sticky) sticky_appended(a, ref, count, partition, &place);
             if (place.sealed_count > 0) attachment_compress(a, &place);
-            /* D13: a worker that never looks drains its pipe now and then, per batch. */
-            if (a->pending != before && before >= 8) attachment_drain(a);
+            if (a->pending != before) attachment_look(a);
             Py_DECREF((PyObject *)a);
             return (PyObject *)future;
         }

@@ -22,6 +22,20 @@ int attachment_drain(Attachment *a) {
     return total;
 }
 
+/* So many batches are pending anyhow; from so many on each further one looks; and how old a look may
+ * be: a sender that died is noticed by the next one. */
+#define FEW_BATCHES 8
+#define MANY_BATCHES 64
+#define LOOK_NS (INT64_C(50) * 1000000)
+
+void attachment_look(Attachment *a) {
+    if (a->pending <= FEW_BATCHES) return;
+    const int64_t now = mp_now_ns();
+    if (a->pending <= MANY_BATCHES && now - a->looked_ns < LOOK_NS) return;
+    a->looked_ns = now;
+    attachment_drain(a);
+}
+
 int timeout_to_deadline(PyObject *timeout, int64_t *deadline_ns) {
     if (timeout == Py_None) {
         *deadline_ns = INT64_MAX;

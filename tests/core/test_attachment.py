@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -67,6 +68,37 @@ def test_an_attachment_that_was_closed_on_the_way_to_send_is_left_alone(hosts: l
     never = Rejoining([first.attachment])
     with pytest.raises(errors.SenderStartFailed, match="ended at once"):
         never.send("t", b"v")
+
+
+def test_a_process_that_only_sends_reads_its_pipe_now_and_then(hosts: list[Host]) -> None:
+    """With many batches pending at once; with some after a while: a dead sender is noticed so."""
+    host = hosts[0]
+
+    def send(batches: int, *, told: bool = True) -> None:
+        futures = []
+        for _ in range(batches):
+            futures.append(host.send(Record(b"v")))
+            assert len(host.take()) == 1
+        for future in futures if told else ():
+            frame = frames.pack_frame(Kind.ACKED, future.batch_id, 0, 1, base_offset=7)
+            os.write(host.writer, frame)
+
+    send(100)
+    assert host.attachment.pending() == 100
+    send(1)
+    assert host.attachment.pending() == 1
+    send(20)
+    time.sleep(0.06)
+    send(1)
+    assert host.attachment.pending() == 1
+    send(20, told=False)
+    assert host.attachment.drain() == 1  # of those before
+    os.close(host.writers.pop())
+    time.sleep(0.06)
+    assert not host.attachment.sender_dead
+    last = host.send(Record(b"v"))
+    assert host.attachment.sender_dead
+    assert isinstance(last.exception(0), errors.SenderDied)
 
 
 def test_a_thread_that_detaches_during_compression_makes_no_record_too_large(
