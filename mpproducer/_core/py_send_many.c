@@ -82,7 +82,7 @@ static int append(struct sending *s, uint32_t from, uint32_t count, int64_t part
             *sealed |= mp_filled_batch(&place);
             if (partition < 0) sticky_appended(a, s->ref, partitions, to, &place);
             if (place.sealed_count > 0) attachment_compress(a, &place);
-            if (a->pending != before && before >= 8) attachment_drain(a);
+            if (a->pending != before) attachment_look(a);
             continue;
         }
         if (status == MP_FULL) move_sticky(a, s->ref, partitions, to);
