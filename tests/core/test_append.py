@@ -395,6 +395,43 @@ def test_the_walk_refuses_what_is_no_batch(host: Host, rng: random.Random) -> No
     assert host.pool.release(slot)
 
 
+MIB = 1 << 20
+
+
+@pytest.fixture
+def large_host() -> Iterator[Host]:
+    made = Host(batch_size=8 * MIB, slots=400)
+    yield made
+    made.close()
+
+
+def test_lengths_grow_by_a_byte_at_64_at_8192_and_at_1_MiB(large_host: Host) -> None:
+    sizes = [end + by for end in (64, 8192, MIB) for by in (-9, -8, -1, 0)]
+    sent = [*(Record(b"v" * size) for size in sizes), Record(b"", b"k" * MIB)]
+    for record in sent:
+        large_host.send(record)
+    check_same(large_host, sent)
+
+
+def test_a_length_of_four_bytes_is_not_taken_for_one_of_three(large_host: Host) -> None:
+    """With the bit that says that more follow they would be 1 MiB, and fit. It is the second
+    record: what is first in its span the general reader takes."""
+    for size in (1, MIB - 10, 12):
+        large_host.send(Record(b"v" * size))
+    [(_, slot, _)] = opened(large_host.pool)
+    *_, body = frozen(large_host.pool, slot)
+    bad = encode(Record(b"v"), 0, 1000)
+    bad += b"\x80\x80\x80" + b"\0\0" + varint(1) + b"\1" + field(b"v" * (MIB - 8)) + b"\0"
+    bad += encode(Record(b"v" * 10), 2, 1000)
+    assert len(bad) == body.size_bytes
+    os.pwrite(large_host.memory, bad, large_host.payload_at())
+    assert b"".join(body.pieces) == bad
+    assert not parse(bad, 3)
+    assert large_host.pool.freeze([slot], 0) == [("a record's length does not fit its batch", 3)]
+    del body
+    assert large_host.pool.release(slot)
+
+
 def test_the_sender_learns_when_a_batch_was_opened(host: Host) -> None:
     before = time.monotonic_ns()
     host.send(Record(b"first"))
