@@ -11,13 +11,18 @@
 #if defined(MP_CRC_TABLES) /* tests: as on a machine without the instruction */
 #elif defined(__x86_64__)
 #include <immintrin.h>
+#if defined(__clang__) && __clang_major__ >= 14 /* a feature by itself, which Zig switches off */
+#define CRC32 "sse4.2,crc32"
+#else
+#define CRC32 "sse4.2"
+#endif
 #if !defined(MP_CRC_LANES) /* tests: as on a machine without wide multiplication */
-#define FOLDING __attribute__((target("avx512f,pclmul,vpclmulqdq,sse4.2")))
+#define FOLDING __attribute__((target("avx512f,pclmul,vpclmulqdq," CRC32)))
 #define HAS_FOLDING() \
     (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("pclmul") && \
      __builtin_cpu_supports("vpclmulqdq") && __builtin_cpu_supports("sse4.2"))
 #endif
-#define HARDWARE __attribute__((target("sse4.2")))
+#define HARDWARE __attribute__((target(CRC32)))
 #define STEP(crc, word) _mm_crc32_u64(crc, word)
 #define HAS_STEP() __builtin_cpu_supports("sse4.2")
 #elif defined(__aarch64__) && defined(__linux__)

@@ -202,13 +202,6 @@ class Pool:
         since the last one came. A batch is told twice: opened, with its first record, (partition
         index, batch_seq, head slot, full, CLOCK_MONOTONIC ns of its opening), and, unless it was
         then, full (partition index, 0, head slot, True, ns). Raises CorruptBatch."""
-    def new_batches(self, partition_index: int) -> list[tuple[int, int, int]]:
-        """[(batch_seq, head slot, CLOCK_MONOTONIC ns of its opening)] linked since the last call,
-        oldest first, with a record or without. Each batch is reported once, by this or by
-        collect."""
-    def peek(self, slot: int) -> tuple[bool, int, int, int]:
-        """(sealed, records, size_bytes, owner id or 0) of a head slot, from one load of its
-        word."""
     def freeze(self, slots: list[int], room: int) -> list[_Frozen | tuple[str, int] | None]:
         """Seal the batches in these head slots and check every record, in order, until they hold
         `room` bytes together; the first one whatever it holds. One entry for each that was tried:

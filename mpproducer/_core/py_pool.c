@@ -15,7 +15,6 @@ typedef struct {
     PyObject_HEAD
     struct mp_sender sender;
     struct mp_collector collector;
-    uint32_t *slots;     /* scratch for mp_new_batches */
     struct mp_span *spans; /* scratch for walks */
     uint64_t sleeps;
     int open;
@@ -47,9 +46,8 @@ static int pool_init(Pool *self, PyObject *args, PyObject *kwargs) {
         return -1;
     }
     self->open = 1;
-    self->slots = PyMem_Calloc(g.slots, sizeof *self->slots);
     self->spans = PyMem_Calloc(g.slots + 1, sizeof *self->spans);
-    if (mp_collector_open(&self->collector, &self->sender) < 0 || !self->slots || !self->spans) {
+    if (mp_collector_open(&self->collector, &self->sender) < 0 || !self->spans) {
         PyErr_NoMemory();
         return -1;
     }
@@ -64,7 +62,6 @@ static void shut(Pool *self) {
 static void pool_dealloc(Pool *self) {
     shut(self);
     mp_collector_close(&self->collector);
-    PyMem_Free(self->slots);
     PyMem_Free(self->spans);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
@@ -147,35 +144,6 @@ static PyObject *pool_collect(Pool *self, PyObject *arg) {
     PyObject *const all[] = {list, PyLong_FromUnsignedLong(collector->unborn),
                              PyLong_FromUnsignedLong(collector->looks)};
     return tuple_of(3, all);
-}
-
-static PyObject *pool_new_batches(Pool *self, PyObject *arg) {
-    const int64_t partition =
-        index_argument(self, arg, self->sender.region.max_partitions, "partition index");
-    if (partition < 0) return NULL;
-    uint64_t seq;
-    const int64_t count =
-        mp_new_batches(&self->sender, (uint32_t)partition, self->slots, &seq);
-    if (count < 0) return corrupt("the chain of new batches is broken");
-    PyObject *list = PyList_New(count);
-    const int64_t now = count > 0 ? mp_now_ns() : 0;
-    for (int64_t i = 0; list && i < count; i++) {
-        const uint32_t slot = self->slots[count - 1 - i];
-        PyObject *entry = Py_BuildValue("KIL", (unsigned long long)(seq + (uint64_t)i), slot,
-                                        (long long)mp_opened_ns(&self->sender, slot, now));
-        if (!entry) Py_CLEAR(list);
-        else PyList_SET_ITEM(list, i, entry);
-    }
-    return list;
-}
-
-static PyObject *pool_peek(Pool *self, PyObject *arg) {
-    const int64_t slot = slot_argument(self, arg);
-    if (slot < 0) return NULL;
-    const uint64_t word =
-        atomic_load_explicit(&self->sender.region.slot[slot].word, memory_order_acquire);
-    return Py_BuildValue("NIII", PyBool_FromLong((word & MP_SEAL) != 0), mp_records(word),
-                         mp_bytes(word), mp_owner(word));
 }
 
 static PyObject *span_list(const struct mp_walk *walk) {
@@ -497,8 +465,6 @@ static PyBufferProcs pool_buffer = {(getbufferproc)pool_getbuffer,
 static PyMethodDef pool_methods[] = {
     {"close", (PyCFunction)pool_close, METH_NOARGS, NULL},
     {"collect", (PyCFunction)pool_collect, METH_O, NULL},
-    {"new_batches", (PyCFunction)pool_new_batches, METH_O, NULL},
-    {"peek", (PyCFunction)pool_peek, METH_O, NULL},
     {"freeze", (PyCFunction)pool_freeze, METH_VARARGS, NULL},
     {"release", (PyCFunction)pool_release, METH_O, NULL},
     {"retry_quarantine", (PyCFunction)pool_retry_quarantine, METH_NOARGS, NULL},

@@ -112,16 +112,16 @@ static const char *check_record(struct reader *in, uint32_t index, uint64_t left
 /* A varint of up to three bytes; what is longer is noted in `longer`. */
 static inline uint32_t short_varint(const uint8_t **at, uint32_t *longer) {
     const uint8_t *byte = *at;
-    uint32_t value = byte[0];
+    const uint32_t first = byte[0];
     *at = byte + 1;
-    if (value < 0x80) return value;
-    value += ((uint32_t)byte[1] << 7) - 0x80;
+    if (first < 0x80) return first;
+    const uint32_t second = byte[1];
     *at = byte + 2;
-    if (byte[1] < 0x80) return value;
-    value += ((uint32_t)byte[2] << 14) - (0x80 << 7);
+    if (second < 0x80) return first - 0x80 + (second << 7);
+    const uint32_t third = byte[2];
     *at = byte + 3;
-    *longer |= byte[2] & 0x80u;
-    return value;
+    *longer |= third & 0x80;
+    return first - 0x80 + ((second - 0x80) << 7) + (third << 14);
 }
 
 static inline int64_t unzigzag(uint32_t value) {

@@ -5,8 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import random
-import re
-import resource
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from hypothesis import strategies as st
 from kafka.partitioner.default import murmur2 as kafka_murmur2
 
 from mpproducer._core import native
+from tests.core.words import SEAL, find_word
 
 SLOTS = 24
 Headers = list[tuple[str, bytes | None]]
@@ -66,6 +66,12 @@ def frozen(pool: native.Pool, slot: int) -> Any:
     [found] = pool.freeze([slot], 0)
     assert found is not None and len(found) == 6, found
     return found
+
+
+def opened(pool: native.Pool) -> list[tuple[int, int, int]]:
+    """(partition index, head slot, when in ns) of the batches opened since the last call."""
+    found, _, _ = pool.collect(True)
+    return [(partition, slot, when) for partition, seq, slot, _, when in found if seq]
 
 
 class Host:
@@ -119,6 +125,10 @@ class Host:
         )
         return future
 
+    def payload_at(self) -> int:
+        """Where the slots' bytes begin in the pool's memory."""
+        return os.fstat(self.memory).st_size - self.slots * native.SLOT_SIZE
+
     def payload(self) -> memoryview:
         pool: Any = self.pool  # the buffer protocol has no type before Python 3.12
         return memoryview(pool)
@@ -126,7 +136,7 @@ class Host:
     def take(self) -> list[tuple[int, int, int, bytes]]:
         """(records, base, max timestamp, bytes) of every batch so far; their memory goes back."""
         found = []
-        for _, slot, _ in self.pool.new_batches(0):
+        for _, slot, _ in opened(self.pool):
             records, size, base_ms, max_ms, owners, body = frozen(self.pool, slot)
             assert records == body.records == 0 or owners == (1,)
             data = b"".join(body.pieces)
@@ -220,11 +230,22 @@ def test_chains_over_the_ends_of_slots(host: Host, around: int) -> None:
     check_same(host, sent)
 
 
-def pool_bytes() -> int:
-    """How much of the pool this process has mapped: its larger mapping is the writer's."""
-    text = Path("/proc/self/smaps").read_text(encoding="ascii")
-    found = re.findall(r"/memfd:pool [^/]*?\nRss: +(\d+) kB", text)
-    return max(map(int, found)) * 1024
+def mapped_pages(host: Host) -> int:
+    """How many pages of the host's records this process has mapped, the sender's view included."""
+    inode, payload = str(os.fstat(host.memory).st_ino), host.payload_at()
+    pages = (os.fstat(host.memory).st_size - payload) // mmap.PAGESIZE
+    found = views = 0
+    with Path("/proc/self/pagemap").open("rb") as pagemap:
+        for line in Path("/proc/self/maps").read_text(encoding="ascii").splitlines():
+            span, _, _, _, its_inode, *_ = line.split()
+            if its_inode == inode:
+                start = int(span.partition("-")[0], 16) + payload
+                pagemap.seek(start // mmap.PAGESIZE * 8)
+                entries = struct.unpack(f"<{pages}Q", pagemap.read(pages * 8))
+                found += sum(entry >> 63 for entry in entries)
+                views += 1
+    assert views == 2
+    return found
 
 
 def test_a_batch_that_grows_has_its_pages_mapped_at_once(host: Host) -> None:
@@ -234,25 +255,30 @@ def test_a_batch_that_grows_has_its_pages_mapped_at_once(host: Host) -> None:
             probe.madvise(23)  # MADV_POPULATE_WRITE
         except OSError:
             pytest.skip("before Linux 5.14")
+    slot_pages = native.SLOT_SIZE // mmap.PAGESIZE
+    assert mapped_pages(host) == 0
     host.send(Record(b"x"))
-    small = pool_bytes()
+    assert 0 < mapped_pages(host) <= slot_pages
     host.send(Record(b"y" * native.SLOT_SIZE))
-    assert pool_bytes() - small >= 14 * native.SLOT_SIZE
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    host.send(Record(bytes(10 * native.SLOT_SIZE)))
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 10
-    assert sum(records for records, *_ in host.take()) == 3
+    assert mapped_pages(host) == 16 * slot_pages
+    host.send(Record(b"z" * 12 * native.SLOT_SIZE))
+    assert mapped_pages(host) == 16 * slot_pages
+    host.send(Record(b"z" * 3 * native.SLOT_SIZE))
+    assert mapped_pages(host) == SLOTS * slot_pages, "the last run is half as long"
+    assert sum(records for records, *_ in host.take()) == 4
 
 
 def test_K5_a_batch_that_is_full_is_sealed_and_the_next_one_takes_over() -> None:
     host = Host(batch_size=20000)
     rng = random.Random(5)
     sent = [Record(rng.randbytes(rng.randrange(9000))) for _ in range(40)]
-    for record in sent:
-        host.send(record)
-    slots = [slot for _, slot, _ in host.pool.new_batches(0)]
-    assert len(slots) > 5
-    assert all(host.pool.peek(slot)[0] for slot in slots[:-1]), "only the last one is open"
+    batches = list(dict.fromkeys(host.send(record).batch_id for record in sent))
+    slots = [slot for _, slot, _ in opened(host.pool)]
+    assert len(slots) == len(batches) > 5
+    with mmap.mmap(host.memory, 0) as memory:
+        words = [struct.unpack_from("<Q", memory, find_word(memory, one))[0] for one in batches]
+    assert all(word & SEAL for word in words[:-1]), "only the last one is open"
+    assert not words[-1] & SEAL
     records = 0
     for slot in slots:
         found = frozen(host.pool, slot)
@@ -341,14 +367,14 @@ def test_the_walk_refuses_what_is_no_batch(host: Host, rng: random.Random) -> No
         Record(b"z" * 3, None, None, 5),
     ):
         host.send(record)
-    [(_, slot, _)] = host.pool.new_batches(0)
+    [(_, slot, _)] = opened(host.pool)
     records, size, *_, body = frozen(host.pool, slot)
     [piece] = body.pieces
     whole = bytes(piece)
     assert len(whole) == size
     with host.payload() as payload:
         at = payload.tobytes().index(whole)
-    start = native.segment_sizes(SLOTS, 4, 1)[1] - SLOTS * native.SLOT_SIZE + at
+    start = host.payload_at() + at
     refused = accepted = 0
     for place, byte in enumerate(whole):
         for value in {0, 1, 0x7F, 0x80, 0xFF, byte ^ 1, byte ^ 0x80, rng.randrange(256)} - {byte}:
@@ -369,13 +395,50 @@ def test_the_walk_refuses_what_is_no_batch(host: Host, rng: random.Random) -> No
     assert host.pool.release(slot)
 
 
+MIB = 1 << 20
+
+
+@pytest.fixture
+def large_host() -> Iterator[Host]:
+    made = Host(batch_size=8 * MIB, slots=400)
+    yield made
+    made.close()
+
+
+def test_lengths_grow_by_a_byte_at_64_at_8192_and_at_1_MiB(large_host: Host) -> None:
+    sizes = [end + by for end in (64, 8192, MIB) for by in (-9, -8, -1, 0)]
+    sent = [*(Record(b"v" * size) for size in sizes), Record(b"", b"k" * MIB)]
+    for record in sent:
+        large_host.send(record)
+    check_same(large_host, sent)
+
+
+def test_a_length_of_four_bytes_is_not_taken_for_one_of_three(large_host: Host) -> None:
+    """With the bit that says that more follow they would be 1 MiB, and fit. It is the second
+    record: what is first in its span the general reader takes."""
+    for size in (1, MIB - 10, 12):
+        large_host.send(Record(b"v" * size))
+    [(_, slot, _)] = opened(large_host.pool)
+    *_, body = frozen(large_host.pool, slot)
+    bad = encode(Record(b"v"), 0, 1000)
+    bad += b"\x80\x80\x80" + b"\0\0" + varint(1) + b"\1" + field(b"v" * (MIB - 8)) + b"\0"
+    bad += encode(Record(b"v" * 10), 2, 1000)
+    assert len(bad) == body.size_bytes
+    os.pwrite(large_host.memory, bad, large_host.payload_at())
+    assert b"".join(body.pieces) == bad
+    assert not parse(bad, 3)
+    assert large_host.pool.freeze([slot], 0) == [("a record's length does not fit its batch", 3)]
+    del body
+    assert large_host.pool.release(slot)
+
+
 def test_the_sender_learns_when_a_batch_was_opened(host: Host) -> None:
     before = time.monotonic_ns()
     host.send(Record(b"first"))
     after = time.monotonic_ns()
     time.sleep(0.01)
     host.send(Record(b"second, of the same batch"))
-    [(_, slot, opened_ns)] = host.pool.new_batches(0)
+    [(_, slot, opened_ns)] = opened(host.pool)
     assert before - 1000 <= opened_ns <= after + 1000
     assert frozen(host.pool, slot)[0] == 2
     assert host.pool.release(slot)

@@ -12,7 +12,7 @@ import pytest
 from mpproducer._core import native
 from mpproducer.wire import record_batch
 from tests.conftest import grown_bytes
-from tests.core.test_append import Host, Record, frozen
+from tests.core.test_append import Host, Record, frozen, opened
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def _sealed(host: Host, records: int = 3) -> tuple[int, Any]:
     """(head slot, what the pool says) of a sealed batch that takes several slots."""
     for number in range(records):
         host.send(Record(bytes([number]) * 20_000, None, None, 1_000 + number))
-    ((_seq, slot, _opened_ns),) = host.pool.new_batches(0)
+    ((_, slot, _),) = opened(host.pool)
     return slot, frozen(host.pool, slot)
 
 

@@ -6,6 +6,7 @@ steps is played by writing what it would have left into the words of the batch.
 
 from __future__ import annotations
 
+import functools
 import mmap
 import os
 import random
@@ -13,22 +14,39 @@ import select
 import struct
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 import mpproducer.producer  # noqa: F401 - configures the core
 from mpproducer._core import native
+from tests.core.words import (
+    COMMITTED,
+    OWNER,
+    OWNER_SHIFT,
+    RECORDS_SHIFT,
+    SEAL,
+    SEQ_BITS,
+    find_word,
+    heads_batch,
+)
 
 PARTITIONS = 70  # more than a word of the dirty set has bits
 SLOTS = 64
-OWNER = 1
-SEAL, LIVE = 1 << 63, 1 << 62
-COMMITTED = (1 << 38) - 1  # records and bytes of a batch's word
-GENERATION = 0x3FFF << 38
-OWNED = 0x3FF << 52
+WORKER = 1  # its owner id
 HEADER_BYTES = 256  # of a slot
 Found = tuple[int, int, int, bool]  # partition index, batch_seq or 0, head slot, full
+
+
+class Head(NamedTuple):
+    """A batch as its words in memory say."""
+
+    seq: int
+    slot: int
+    partition: int
+    sealed: bool
+    owner: int
+    records: int
 
 
 class Twin:
@@ -43,19 +61,17 @@ class Twin:
             self.ctl, self.memory, SLOTS, PARTITIONS, 1, batch_size=400,
             max_request_size=1 << 22, linger_us=1000, generation=1,
         )  # fmt: skip
-        self.pool.owner_alive(OWNER, True)
+        self.pool.owner_alive(WORKER, True)
         self.pool.topic_ready(self.pool.topic_add("t"), PARTITIONS)
         reader, self.writer = os.pipe()
         self.attachment = native.Attachment(
-            os.dup(self.ctl), os.dup(self.memory), os.eventfd(0), reader, OWNER, SLOTS,
+            os.dup(self.ctl), os.dup(self.memory), os.eventfd(0), reader, WORKER, SLOTS,
             PARTITIONS, 1,
         )  # fmt: skip
         self.producer = native.ProducerBase()
         self.producer._attachment = self.attachment
         self.producer._max_block_ns = 0
         self.words = mmap.mmap(self.memory, sizes[1])
-        self.slots_at = -1
-        self.opened: dict[int, tuple[int, int]] = {}  # head slot -> when, at least and at most
 
     def send(self, partition: int, size: int = 1) -> None:
         self.producer.send("t", bytes(size), None, None, partition, 1)
@@ -63,33 +79,25 @@ class Twin:
     def look(self, everything: bool = False) -> list[Found]:
         return [found[:4] for found in self.pool.collect(everything)[0]]
 
-    def _place(self, slot: int) -> int:
-        """Where the word of a head slot is; that of all is found by what `peek` says of them."""
-        if self.slots_at < 0:
-            shown = [self.pool.peek(slot) for slot in range(SLOTS)]
-            last = len(self.words) - SLOTS * native.SLOT_SIZE - SLOTS * HEADER_BYTES
-            places = [at for at in range(0, last, 128) if self._shows(at, shown)]
-            assert len(places) == 1, places
-            self.slots_at = places[0]
-        return self.slots_at + slot * HEADER_BYTES
-
-    def _shows(self, at: int, shown: list[tuple[bool, int, int, int]]) -> bool:
-        for slot, (sealed, records, size, owner) in enumerate(shown):
-            (word,) = struct.unpack_from("<Q", self.words, at + slot * HEADER_BYTES)
-            if word & ~(GENERATION | LIVE) != sealed << 63 | owner << 52 | records << 24 | size:
-                return False
-        return True
+    def heads(self) -> Iterator[Head]:
+        """The batches there are, by head slot."""
+        for slot in range(SLOTS):
+            word, batch_id = struct.unpack_from("<QQ", self.words, place(slot))
+            if heads_batch(word):
+                yield Head(
+                    batch_id % (1 << SEQ_BITS), slot, batch_id >> SEQ_BITS, bool(word & SEAL),
+                    (word & OWNER) >> OWNER_SHIFT, (word & COMMITTED) >> RECORDS_SHIFT,
+                )  # fmt: skip
 
     def change(self, slot: int, change: Callable[[int], int]) -> int:
         """Write the word of a batch; returns what it was."""
-        place = self._place(slot)
-        (word,) = struct.unpack_from("<Q", self.words, place)
-        struct.pack_into("<Q", self.words, place, change(word))
+        (word,) = struct.unpack_from("<Q", self.words, place(slot))
+        struct.pack_into("<Q", self.words, place(slot), change(word))
         return int(word)
 
     def take_record(self, slot: int) -> int:
         """As if its writer stood before its first commit; returns the word to be put back."""
-        return self.change(slot, lambda word: word & ~COMMITTED | OWNER << 52)
+        return self.change(slot, lambda word: word & ~COMMITTED | WORKER << OWNER_SHIFT)
 
     def close(self) -> None:
         self.words.close()
@@ -99,6 +107,22 @@ class Twin:
             os.close(fd)
 
 
+@functools.cache
+def _slots_at() -> int:
+    """Where the words of slots begin, in the memory of every twin."""
+    twin = Twin()
+    twin.send(PARTITIONS - 1)
+    ((partition, seq, slot, _),) = twin.look()
+    at = find_word(twin.words, partition << SEQ_BITS | seq) - slot * HEADER_BYTES
+    twin.close()
+    return at
+
+
+def place(slot: int) -> int:
+    """Where the word of a slot is."""
+    return _slots_at() + slot * HEADER_BYTES
+
+
 @pytest.fixture
 def twin() -> Iterator[Twin]:
     made = Twin()
@@ -106,12 +130,10 @@ def twin() -> Iterator[Twin]:
     made.close()
 
 
-def _newest_slot(twin: Twin, partition: int) -> int:
-    """The head slot of the batch that was just opened there, which is the first one of all."""
-    for slot in range(SLOTS):
-        if twin.pool.peek(slot)[1]:
-            return slot
-    raise AssertionError(f"no batch of {partition}")
+def _slot(twin: Twin, partition: int) -> int:
+    """The head slot of the only batch there, told or not."""
+    (slot,) = (head.slot for head in twin.heads() if head.partition == partition)
+    return slot
 
 
 def test_a_batch_is_told_with_its_first_record_and_once_more_when_it_is_full(twin: Twin) -> None:
@@ -144,7 +166,7 @@ def test_a_batch_without_a_record_is_told_with_its_first_one_although_nobody_ann
     twin: Twin,
 ) -> None:
     twin.send(66)
-    slot = _newest_slot(twin, 66)
+    slot = _slot(twin, 66)
     word = twin.take_record(slot)
     assert twin.pool.collect(False) == ([], 1, 0)
     assert twin.pool.collect(False) == ([], 1, 1), "and how often it was looked at"
@@ -157,7 +179,7 @@ def test_a_batch_without_a_record_is_told_with_its_first_one_although_nobody_ann
 
 def test_a_first_record_between_the_last_look_and_the_sleep_is_not_slept_over(twin: Twin) -> None:
     twin.send(66)
-    slot = _newest_slot(twin, 66)
+    slot = _slot(twin, 66)
     word = twin.take_record(slot)
     assert twin.pool.collect(False) == ([], 1, 0)
     with select.epoll() as epoll:
@@ -171,10 +193,10 @@ def test_a_first_record_between_the_last_look_and_the_sleep_is_not_slept_over(tw
 
 def test_a_batch_without_a_record_that_is_sealed_or_followed_is_told_and_full(twin: Twin) -> None:
     twin.send(3)
-    slot = _newest_slot(twin, 3)
+    slot = _slot(twin, 3)
     twin.take_record(slot)
     assert twin.look() == []
-    twin.change(slot, lambda word: (word | SEAL) & ~OWNED)  # by a writer that waited too long
+    twin.change(slot, lambda word: (word | SEAL) & ~OWNER)  # by a writer that waited too long
     assert twin.look() == [(3, 1, slot, True)]
 
 
@@ -207,28 +229,35 @@ def test_a_batch_that_the_sender_sealed_is_not_told_as_full(twin: Twin) -> None:
 
 def test_a_broken_chain_of_batches_is_an_error(twin: Twin) -> None:
     twin.send(5)
-    slot = _newest_slot(twin, 5)
-    place = twin._place(slot) + 8  # batch_id: of another batch
-    struct.pack_into("<Q", twin.words, place, 77)
+    slot = _slot(twin, 5)
+    struct.pack_into("<Q", twin.words, place(slot) + 8, 77)  # batch_id: of another batch
     with pytest.raises(native.CorruptBatch, match="chain"):
         twin.pool.collect(False)
 
 
-# --- against the rule in Python, over the single looks
+# --- against the rule in Python, over the words in memory
 
 
 class Rule:
-    """The same over `new_batches` and `peek` of another pool, which was treated alike."""
+    """The same from the words of another pool, which was treated alike."""
 
-    def __init__(self, pool: native.Pool) -> None:
-        self._pool = pool
+    def __init__(self, twin: Twin) -> None:
+        self._twin = twin
+        self._order: dict[tuple[int, int], int] = {}  # (partition, seq) of all that were opened
+        self._seen: dict[int, int] = {}  # the last batch that was found, told or unborn
         self._newest: dict[int, int] = {}
-        self._unborn: dict[int, tuple[int, int, int]] = {}
+        self._unborn: dict[int, int] = {}
+
+    def sent(self) -> None:
+        """Note in which order batches are opened: call it after each record."""
+        for head in self._twin.heads():
+            self._order.setdefault((head.partition, head.seq), len(self._order))
 
     def collect(self, partitions: set[int]) -> list[Found]:
-        groups = [self._look(index) for index in sorted(partitions | set(self._unborn))]
-        groups.sort(key=lambda group: next((when for found, when in group if found[1]), 0))
-        return [found for group in groups for found, _ in group]
+        heads = {head.slot: head for head in self._twin.heads()}
+        groups = [self._look(index, heads) for index in sorted(partitions | set(self._unborn))]
+        groups.sort(key=lambda group: next((self._order[one[:2]] for one in group if one[1]), -1))
+        return [found for group in groups for found in group]
 
     def frozen(self, index: int, slot: int) -> None:
         if self._newest.get(index) == slot:
@@ -238,25 +267,25 @@ class Rule:
     def unborn(self) -> int:
         return len(self._unborn)
 
-    def _look(self, index: int) -> list[tuple[Found, int]]:
-        told: list[tuple[Found, int]] = []
-        fresh = self._pool.new_batches(index)
-        unborn = self._unborn.pop(index, None)
-        if unborn is not None:
-            fresh = [unborn, *fresh]
+    def _look(self, index: int, heads: dict[int, Head]) -> list[Found]:
+        told: list[Found] = []
+        seen = self._unborn.pop(index, self._seen.get(index, 0) + 1) - 1
+        fresh = sorted(
+            head for head in heads.values() if head.partition == index and head.seq > seen
+        )
         newest = self._newest.get(index)
-        if newest is not None and (fresh or self._pool.peek(newest)[0]):
+        if newest is not None and (fresh or heads[newest].sealed):
             del self._newest[index]
-            told.append(((index, 0, newest, True), 0))
-        for place, (seq, slot, when) in enumerate(fresh):
-            sealed, records, _, _ = self._pool.peek(slot)
-            full = sealed or place < len(fresh) - 1
-            if not records and not full:
-                self._unborn[index] = fresh[place]
+            told.append((index, 0, newest, True))
+        for head in fresh:
+            self._seen[index] = head.seq
+            full = head.sealed or head is not fresh[-1]
+            if not head.records and not full:
+                self._unborn[index] = head.seq
                 break
-            told.append(((index, seq, slot, full), when))
+            told.append((index, head.seq, head.slot, full))
             if not full:
-                self._newest[index] = slot
+                self._newest[index] = head.slot
         return told
 
 
@@ -266,7 +295,7 @@ class Pair:
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
         self.twins = (Twin(), Twin())
-        self.rule = Rule(self.twins[1].pool)
+        self.rule = Rule(self.twins[1])
         self.touched: set[int] = set()
         self.ever: set[int] = set()
         self.told: list[tuple[int, int]] = []  # partition, slot; not frozen
@@ -284,18 +313,17 @@ class Pair:
             until = time.monotonic_ns() + 3_000  # no two batches are opened in one microsecond
             while time.monotonic_ns() < until:
                 pass
+        self.rule.sent()
         self.touched.add(partition)
         self.ever.add(partition)
 
     def take_record(self) -> None:
         """Of a batch with a single record that was not told yet."""
-        pool = self.twins[0].pool
         told = {slot for _, slot in self.told} | {slot for slot, _ in self.taken}
-        for slot in range(SLOTS):
-            sealed, records, _, owner = pool.peek(slot)
-            if records == 1 and not sealed and not owner and slot not in told:
-                words = [twin.take_record(slot) for twin in self.twins]
-                self.taken.append((slot, words))
+        for head in self.twins[0].heads():
+            if head.records == 1 and not head.sealed and not head.owner and head.slot not in told:
+                words = [twin.take_record(head.slot) for twin in self.twins]
+                self.taken.append((head.slot, words))
                 return
 
     def put_back(self) -> None:
@@ -308,6 +336,7 @@ class Pair:
         everything = self.rng.random() < 0.2
         expected = self.rule.collect(self.ever if everything else self.touched)
         found, unborn, _ = self.twins[0].pool.collect(everything)
+        self.twins[1].look(True)  # so that what was found can be released there, too
         assert [one[:4] for one in found] == expected
         assert unborn == self.rule.unborn
         self.touched.clear()

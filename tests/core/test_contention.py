@@ -14,14 +14,13 @@ import pytest
 
 import mpproducer.producer  # noqa: F401 - configures the core
 from mpproducer._core import native
-from tests.core.test_append import Host, frozen
+from tests.core.test_append import Host, frozen, opened
+from tests.core.words import OWNER, OWNER_SHIFT, SEAL, find_word
 
 PARTITIONS = 6
 TURNS = 64
 ENOUGH = 8
 SOMEBODY = 900  # the owner id of a worker that is stopped in the middle of an append
-LIVE, SEAL, OWNER_SHIFT = 1 << 62, 1 << 63, 52
-OWNER = 0x3FF << OWNER_SHIFT
 VALUE = bytes(100)
 
 
@@ -46,15 +45,10 @@ class Crowd(Host):
     def stop_in(self, batch_id: int) -> None:
         """Somebody is owner of this open batch, and does not go on: whoever wants it loses."""
         with mmap.mmap(self.memory, 0) as memory:
-            at = memory.find(struct.pack("<Q", batch_id))
-            while at >= 0:
-                (word,) = struct.unpack_from("<Q", memory, at - 8)  # the id stands behind the word
-                if at % 128 == 8 and word & LIVE and not word & SEAL:  # and not an extension
-                    assert not word & OWNER
-                    struct.pack_into("<Q", memory, at - 8, word | SOMEBODY << OWNER_SHIFT)
-                    return
-                at = memory.find(struct.pack("<Q", batch_id), at + 8)
-        raise AssertionError("the batch is not open")
+            at = find_word(memory, batch_id)
+            (word,) = struct.unpack_from("<Q", memory, at)
+            assert not word & (SEAL | OWNER), "the batch is not open"
+            struct.pack_into("<Q", memory, at, word | SOMEBODY << OWNER_SHIFT)
 
     def send_some(self, producer: Any, lost: int, turns: int = TURNS) -> list[int]:
         """Appends, of which the last `lost` lose a race; their partitions."""
@@ -67,8 +61,7 @@ class Crowd(Host):
 
     def look(self) -> None:
         """As the sender finds new batches."""
-        for partition in range(PARTITIONS):
-            self.held += [(partition, slot) for _seq, slot, _ in self.pool.new_batches(partition)]
+        self.held += [(partition, slot) for partition, slot, _ in opened(self.pool)]
 
     def linger_over(self) -> None:
         """As the sender ends every batch that there is."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 import random
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -51,3 +53,13 @@ def test_two_parts_are_joined_whatever_their_lengths(core: ctypes.CDLL, rng: ran
         parts = crc32c.crc32c(first), crc32c.crc32c(second), len(second)
         whole = crc32c.crc32c(first + second)
         assert core.mp_crc32c_join(*parts) == whole
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="its instruction")
+@pytest.mark.skipif(shutil.which("clang") is None, reason="clang is missing: apt-get install clang")
+def test_it_compiles_where_the_compiler_has_the_instruction_switched_off(tmp_path: Path) -> None:
+    """As Zig has, which takes its place on a machine without a compiler."""
+    command = ["clang", "-std=c11", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE", "-mno-crc32"]
+    command += ["-c", str(SOURCE), "-o", str(tmp_path / "crc.o")]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

@@ -22,7 +22,7 @@ import mpproducer.producer  # noqa: F401 - configures the core
 from mpproducer import errors
 from mpproducer._core import native
 from tests.conftest import wait_until
-from tests.core.test_append import frozen
+from tests.core.test_append import frozen, opened
 
 NS = 1_000_000_000
 SLOTS = 24
@@ -59,10 +59,9 @@ class Memory:
 
     def found(self) -> list[int]:
         """Head slots of all batches that are not given back, oldest first; sealed."""
-        for partition in range(WRITERS):
-            for _, slot, _ in self.pool.new_batches(partition):
-                frozen(self.pool, slot)
-                self.kept.append(slot)
+        for _, slot, _ in opened(self.pool):
+            frozen(self.pool, slot)
+            self.kept.append(slot)
         return self.kept
 
     def give_back(self, batches: int = 1) -> None:
@@ -363,7 +362,7 @@ def test_B10_memory_beyond_2_and_4_GiB_is_accounted_and_written_where_it_is(gib:
         value = random.Random(gib).randbytes(65 * SLOT)
         assert not writer.producer.send("t", value, partition=0).done()
         assert memory.pool.free_slots() == slots - 66  # the last 64, and round the corner
-        ((_, slot, _),) = memory.pool.new_batches(0)
+        ((_, slot, _),) = opened(memory.pool)
         assert slot == slots - 64
         body = frozen(memory.pool, slot)[-1]
         pieces = body.pieces

@@ -12,7 +12,7 @@ import pytest
 
 import mpproducer.producer  # noqa: F401 - configures the core
 from mpproducer._core import native
-from tests.core.test_append import frozen
+from tests.core.test_append import frozen, opened
 
 PARTITIONS = 5
 SLOTS = 24
@@ -48,10 +48,9 @@ class Sticky:
         found = []
         for _ in range(records):
             found.append(self.producer.send("t", b"v").partition)
-            for partition in range(PARTITIONS):
-                for _, slot, _ in self.pool.new_batches(partition):
-                    frozen(self.pool, slot)
-                    self.pool.release(slot)
+            for _, slot, _ in opened(self.pool):
+                frozen(self.pool, slot)
+                self.pool.release(slot)
         return found
 
     def publish(self, *rooms: int) -> None:
