@@ -175,6 +175,13 @@ static int view_of(struct column *c, PyObject *object) {
 
 static void drop_view(struct column *c) { PyBuffer_Release(&c->views[--c->view_count]); }
 
+/* Integers of a width, sign or byte order that offsets do not have. */
+static int other_integers(const Py_buffer *view) {
+    const char *format = view->format;
+    if (view->ndim != 1 || view->itemsize < 2 || !format || !*format) return 0;
+    return strchr("hHiIlLqQnN", format[strlen(format) - 1]) != NULL;
+}
+
 /* (offsets, data): 1 taken, 0 something else, -1. */
 static int take_pair(struct column *c, PyObject *object) {
     if (!PyTuple_CheckExact(object) || PyTuple_GET_SIZE(object) != 2) return 0;
@@ -186,6 +193,13 @@ static int take_pair(struct column *c, PyObject *object) {
               : integer_form(&c->views[0]) == FORM_INT64 ? FORM_LARGE
                                                          : FORM_NULL;
     if (c->form == FORM_NULL) {
+        if (other_integers(&c->views[0])) {
+            PyErr_Format(PyExc_TypeError,
+                         "%s: (offsets, data): offsets must be int32 or int64, got format '%.50s'; "
+                         "two arrays that are records go in a list",
+                         c->what, c->views[0].format);
+            return -1;
+        }
         drop_view(c);
         return 0;
     }

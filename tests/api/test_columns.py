@@ -288,6 +288,10 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
         "data must be a contiguous buffer, got str",
     ),
     ({"values": (np.arange(6)[::2], bytes(9))}, ValueError, "offsets must be contiguous"),
+    *(
+        ({"values": (np.array([0, 1, 2], kind), b"ab")}, TypeError, "must be int32 or int64")
+        for kind in ("u4", "u8", "i2", ">i4", ">i8")
+    ),
     (
         {"values": [b"a"], "keys": pa.array([b"a", b"b"])},
         ValueError,
