@@ -125,7 +125,7 @@ def _added(before: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     for workload in found["workloads"].values():
         workload["run"] = {
             "started": found["started"], "rounds": found["options"]["rounds"],
-            "machine": found["machine"],
+            "machine": found["machine"], "options": found["options"],
         }  # fmt: skip
     return {**before, "workloads": before["workloads"] | found["workloads"]}
 

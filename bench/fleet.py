@@ -130,7 +130,7 @@ class Fleet:
 
 def _connect(name: str, setup: Setup, index: int, shared: Any) -> Client:
     client = PYTHON[name](setup, index, shared)
-    client.burst([b"{}"])
+    client.burst(client.shaped([b"{}"]))
     acked = client.drain()
     if acked < 1:
         raise RunFailed("the first record was not acknowledged")

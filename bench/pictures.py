@@ -19,7 +19,9 @@ from typing import Any, Final
 
 from bench import svg
 from bench.clients import REFERENCE
+from bench.config import Options
 from bench.report import FIGURES, CaseRows, figures, median, number, ratio, spread
+from bench.workloads import WORKLOADS
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 RESULTS: Final = ROOT / "bench" / "results" / "latest.json"
@@ -35,23 +37,30 @@ def _cases(report: Report, workload: str) -> list[dict[str, Any]]:
     return list(report["workloads"].get(workload, {}).get("cases", []))
 
 
-def _said(case: dict[str, Any], report: Report) -> str:
+def _said(case: dict[str, Any], report: Report, workload: str) -> str:
     setup = case["setup"]
     return (
         f"{case['label']}; acks=all, idempotent, linger {setup['linger_ms']} ms; "
-        f"{report['machine']['cpus']} cores; median and spread of {_rounds(report)}"
+        f"{report['machine']['cpus']} cores; median and spread of {_rounds(report, workload)}"
     )
 
 
-def _rounds(report: Report) -> str:
-    count = report["options"]["rounds"]
-    return f"{count} interleaved round{'s' if count > 1 else ''}"
+def _rounds(report: Report, *workloads: str) -> str:
+    """How many rounds these workloads had: one that was added to the report had its own."""
+    counts = {
+        report["workloads"][name].get("run", report["options"])["rounds"] for name in workloads
+    }
+    least, most = min(counts), max(counts)
+    shown = f"{least}" if least == most else f"{least} to {most}"
+    return f"{shown} interleaved round{'s' if most > 1 else ''}"
 
 
 # --- pictures
 
 
-def _dots(report: Report, case: dict[str, Any], figure: str, title: str) -> str | None:
+def _dots(
+    report: Report, workload: str, case: dict[str, Any], figure: str, title: str
+) -> str | None:
     rows: CaseRows = case["results"]
     found = [
         (client, min(values[figure]), statistics.median(values[figure]), max(values[figure]))
@@ -61,7 +70,7 @@ def _dots(report: Report, case: dict[str, Any], figure: str, title: str) -> str 
     if not found:
         return None
     found.sort(key=lambda row: row[2], reverse=FIGURES[figure].more_is_better)
-    return svg.dots(title, _said(case, report), FIGURES[figure].unit, found, REFERENCE)
+    return svg.dots(title, _said(case, report, workload), FIGURES[figure].unit, found, REFERENCE)
 
 
 def _by_processes(report: Report, figure: str, title: str) -> str | None:
@@ -91,12 +100,14 @@ def pictures(report: Report) -> dict[str, str]:
     for workload, name in (("saturation", ""), ("sink", "sink-")):
         for case in _cases(report, workload)[:1]:
             found[f"{name}cpu.svg"] = _dots(
-                report, case, "client_cpu_ns", "Client CPU per acknowledged record, ns"
+                report, workload, case, "client_cpu_ns", "Client CPU per acknowledged record, ns"
             )
             found[f"{name}rate.svg"] = _dots(
-                report, case, "records_per_s", "Acknowledged records per second"
+                report, workload, case, "records_per_s", "Acknowledged records per second"
             )
-            found[f"{name}call.svg"] = _dots(report, case, "call_ns", "One call of send, ns")
+            found[f"{name}call.svg"] = _dots(
+                report, workload, case, "call_ns", "One call of send, ns"
+            )
     found["processes-requests.svg"] = _by_processes(
         report, "requests_per_s", "Produce requests by number of processes"
     )
@@ -114,11 +125,12 @@ def pictures(report: Report) -> dict[str, str]:
     )
     for case in _cases(report, "single")[:1]:
         found["single.svg"] = _dots(
-            report, case, "latency_p50_us", "One record at a time: send to acknowledgement, p50, us"
+            report, "single", case, "latency_p50_us",
+            "One record at a time: send to acknowledgement, p50, us",
         )
     for case in _cases(report, "cold")[:1]:
         found["cold.svg"] = _dots(
-            report, case, "cold_ms", "A new process, to its first acknowledgement, ms"
+            report, "cold", case, "cold_ms", "A new process, to its first acknowledgement, ms"
         )
     return {name: text for name, text in found.items() if text is not None}
 
@@ -151,6 +163,10 @@ def _workload(report: Report, name: str) -> Iterator[str]:
     of = ""
     if run:
         of = f" {run['rounds']} round{'s' if run['rounds'] > 1 else ''}, {run['started']}."
+    all_cases = WORKLOADS[name].cases(Options()) if name in WORKLOADS else []
+    missing = len(all_cases) - len(_cases(report, name))
+    if missing > 0:
+        of += f" `python -m bench {name}` has {len(all_cases)} cases; those recorded are below."
     yield "Minimum / median / maximum of the rounds." + of
     yield ""
     for case in _cases(report, name):
@@ -197,7 +213,8 @@ def _summary(report: Report) -> Iterator[str]:
                 f"| {ratio(rows, _PEER, figure)} |"
             )
     yield ""
-    yield f"Medians of {_rounds(report)}. {_where(report)}"
+    shown = [name for name in dict.fromkeys(row[0] for row in _SUMMARY) if _cases(report, name)]
+    yield f"Medians of {_rounds(report, *shown)}. {_where(report)}"
 
 
 def _where(report: Report) -> str:
@@ -226,6 +243,10 @@ def _setup(report: Report) -> Iterator[str]:
             yield f"| {client} | {note} |"
     for client, why in report["left_out"].items():
         yield f"| {client} | left out: {why} |"
+    others = [c for c in report["clients"] if c not in used and c not in report["left_out"]]
+    if others:
+        yield ""
+        yield f"There are clients that this run did not have: {', '.join(others)}."
 
 
 def filled(text: str, report: Report) -> str:

@@ -6,14 +6,19 @@ from typing import Final
 
 from bench.clients.base import Client
 from bench.clients.confluent import Confluent, ConfluentBatch, ConfluentSilent, Queue
-from bench.clients.mpproducer_client import MpProducer, MpProducerKept, MpProducerMany
+from bench.clients.mpproducer_client import (
+    MpProducer,
+    MpProducerColumns,
+    MpProducerKept,
+    MpProducerMany,
+)
 from bench.clients.pure import AioKafka, AioKafkaBatch, KafkaPython, Nothing
 
 PYTHON: Final[dict[str, type[Client]]] = {
     client.name: client
     for client in (
-        MpProducer, MpProducerKept, MpProducerMany, Confluent, ConfluentSilent, ConfluentBatch,
-        KafkaPython, AioKafka, AioKafkaBatch, Queue, Nothing,
+        MpProducer, MpProducerKept, MpProducerMany, MpProducerColumns, Confluent, ConfluentSilent,
+        ConfluentBatch, KafkaPython, AioKafka, AioKafkaBatch, Queue, Nothing,
     )
 }  # fmt: skip
 COMPILED: Final[dict[str, str]] = {

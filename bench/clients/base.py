@@ -27,6 +27,8 @@ class Client(ABC):
     speed: ClassVar[float] = 1.0
     """How many records of a saturation run it gets, as a part of what the fastest get."""
     sink_is_enough: ClassVar[bool] = True
+    call_per_record: ClassVar[bool] = True
+    """Whether `calls` loops over single records: the cost of that loop is no cost of the call."""
 
     def __init__(self, setup: Setup, index: int, shared: Any) -> None:
         self.setup = setup
@@ -47,6 +49,10 @@ class Client(ABC):
     def unshare(cls, shared: Any) -> None:
         """End what `share` started."""
 
+    def shaped(self, values: list[bytes]) -> list[Any]:
+        """The values as `burst` takes them; done before anything is measured."""
+        return values
+
     @abstractmethod
     def burst(self, values: list[bytes]) -> None:
         """Send all values, unkeyed, as fast as the client takes them."""
@@ -66,6 +72,10 @@ class Client(ABC):
     def calls(self, values: list[bytes]) -> None:
         """`burst` without what the loop does beside the call."""
         self.burst(values)
+
+    def calls_keyed(self, events: list[Event]) -> None:
+        """`burst_keyed` without what the loop does beside the call."""
+        self.burst_keyed(events)
 
     def burst_timed(self, events: list[Event], intended_ns: int, taken_ns: list[int]) -> None:
         """`burst_keyed`; each acknowledgement appends its time since `intended_ns`."""

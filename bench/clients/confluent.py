@@ -75,6 +75,11 @@ class Confluent(Client):
         for value in values:
             produce(topic, value, on_delivery=told)
 
+    def calls_keyed(self, events: list[Event]) -> None:
+        topic, produce, told = self.setup.topic, self.producer.produce, self._told
+        for value, key in events:
+            produce(topic, value, key, on_delivery=told)
+
     def burst(self, values: list[bytes]) -> None:
         topic, told = self.setup.topic, self._told
         produce, poll = self.producer.produce, self.producer.poll
@@ -180,6 +185,7 @@ class ConfluentBatch(Confluent):
 
     name = "confluent-batch"
     note = "produce_batch() of 1,000 dicts, on_delivery per record"
+    call_per_record = False
 
     @classmethod
     def missing(cls) -> str | None:

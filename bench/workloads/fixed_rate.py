@@ -173,7 +173,7 @@ def _case(options: Options, rate: int, processes: int, partitions: int, linger_m
         f"{partitions} partitions, linger {linger_ms} ms",
         tuple(name for name in _CLIENTS if options.wants(name)),
         functools.partial(fixed_rate, setup=setup, rate=rate, processes=processes),
-        setup.shown(),
+        setup.shown() | {"tick_ms": options.tick_ms, "seconds": options.seconds},
     )
 
 

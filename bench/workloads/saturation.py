@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -23,9 +24,9 @@ _MAX_BYTES = 400_000_000
 _MIN_RECORDS = 1_000
 
 _EVERY = (
-    "mpproducer", "mpproducer-kept", "mpproducer-many", "confluent", "confluent-nocb",
-    "confluent-batch", "franz-go", "librdkafka", "java", "kafka-python", "aiokafka",
-    "aiokafka-batch", "queue",
+    "mpproducer", "mpproducer-kept", "mpproducer-many", "mpproducer-columns", "confluent",
+    "confluent-nocb", "confluent-batch", "franz-go", "librdkafka", "java", "kafka-python",
+    "aiokafka", "aiokafka-batch", "queue",
 )  # fmt: skip
 _KEYED = (
     "mpproducer", "mpproducer-many", "confluent", "franz-go", "librdkafka", "kafka-python",
@@ -37,12 +38,15 @@ _SEVERAL = ("mpproducer", "mpproducer-many", "confluent", "queue")
 def _prepare(client: Client, size_bytes: int, records: int, keyed: bool) -> None:
     """In a worker: make what will be sent, and send a little of it."""
     kept: Any = client
-    kept.work = (
-        payload.keyed(size_bytes, records, client.index)
-        if keyed
-        else payload.values(size_bytes, records, client.index)
-    )
-    _send(client, kept.work[: max(1, int(records * WARM_PART))], keyed)
+    made = _made(client, size_bytes, records, keyed)
+    some = made[: max(1, int(records * WARM_PART))]
+    kept.work = made if keyed else client.shaped(made)
+    _send(client, some if keyed else client.shaped(some), keyed)
+
+
+def _made(client: Client, size_bytes: int, records: int, keyed: bool) -> list[Any]:
+    made: Callable[..., list[Any]] = payload.keyed if keyed else payload.values
+    return made(size_bytes, records, client.index)
 
 
 def _send(client: Client, work: Any, keyed: bool) -> int:
@@ -66,20 +70,24 @@ def _traffic(client: Client) -> tuple[int, int] | None:
     return client.traffic()
 
 
-def _call_cost(client: Client, size_bytes: int) -> float:
+def _call_cost(client: Client, size_bytes: int, keyed: bool) -> float:
     """CPU ns of this thread per call; bursts that fit the client's buffers, so nothing blocks."""
     count = max(100, min(_CALL_BURST, _CALL_BURST_BYTES // size_bytes))
-    values = payload.values(size_bytes, count, client.index)
+    made = _made(client, size_bytes, count, keyed)
+    records = made if keyed else client.shaped(made)
+    calls: Callable[[list[Any]], None] = client.calls_keyed if keyed else client.calls
     best = float("inf")
     for _ in range(_CALL_ROUNDS):
         client.drain()
         started = time.thread_time_ns()
-        client.calls(values)
+        calls(records)
         spent = time.thread_time_ns() - started
-        started = time.thread_time_ns()
-        for _value in values:
-            pass
-        best = min(best, (spent - (time.thread_time_ns() - started)) / count)
+        if client.call_per_record:
+            started = time.thread_time_ns()
+            for _record in records:
+                pass
+            spent -= time.thread_time_ns() - started
+        best = min(best, spent / count)
     client.drain()
     return best
 
@@ -139,8 +147,8 @@ def measure(
     """Every worker sends so many records; figures per acknowledged record of all together."""
     fleet.run(_prepare, size_bytes, records, keyed)
     call_ns = None
-    if len(fleet.pids) == 1 and not keyed:
-        (call_ns,) = fleet.run(_call_cost, size_bytes)
+    if len(fleet.pids) == 1:
+        (call_ns,) = fleet.run(_call_cost, size_bytes, keyed)
     before = fleet.run(_drain)
     wire = traffic(fleet)
     worker, helper, broker = facts.cpu_ns(fleet.pids), facts.cpu_ns(fleet.helpers), broker_cpu()

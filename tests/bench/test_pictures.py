@@ -93,6 +93,16 @@ def test_documents_are_filled_between_their_marks_only(found: dict[str, Any]) ->
     assert "unused" not in once
 
 
+def test_what_was_added_later_is_shown_with_its_own_rounds(found: dict[str, Any]) -> None:
+    assert "Medians of 3 interleaved rounds." in pictures.filled(PAGE, found)
+    found["workloads"]["fixed-rate"]["run"] = {"rounds": 1, "started": "later"}
+    text = pictures.filled(PAGE, found)
+    assert "Medians of 1 to 3 interleaved rounds." in text
+    # One case and one client are there of all that a whole run has.
+    assert "`python -m bench saturation` has" in text
+    assert "There are clients that this run did not have: aiokafka." in text
+
+
 def test_the_command_writes_pictures_and_documents(found: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "PERFORMANCE.md").write_text(PAGE)

@@ -53,8 +53,8 @@ def run(case: Case, cluster: Cluster | None, clients: tuple[str, ...]) -> dict[s
 
 
 def test_saturation_gives_rate_cpu_and_bytes_of_every_client(cluster: Cluster) -> None:
-    python = ("mpproducer", "mpproducer-kept", "mpproducer-many", *MINE[1:], "confluent-batch",
-              "kafka-python", "aiokafka", "aiokafka-batch", "queue")  # fmt: skip
+    python = ("mpproducer", "mpproducer-kept", "mpproducer-many", "mpproducer-columns", *MINE[1:],
+              "confluent-batch", "kafka-python", "aiokafka", "aiokafka-batch", "queue")  # fmt: skip
     found = run(cases("saturation")[0], cluster, python)
     for client, figures in found.items():
         assert figures["records_per_s"] > 0, client
