@@ -46,7 +46,6 @@ struct mp_sealed {
 };
 
 #define MP_MAX_SEALED 4u
-#define MP_MAP_SLOTS 16u /* mapped at once: a batch's worth, 256 KiB */
 struct mp_place {
     uint64_t batch_id;
     uint32_t slot;
@@ -60,6 +59,7 @@ struct mp_place {
 };
 
 /* What one appending process carries from call to call; never shared. */
+#define MP_MAP_SLOTS 16u /* mapped at once: a batch's worth, 256 KiB */
 struct mp_writer {
     struct mp_region region;
     uint32_t owner;

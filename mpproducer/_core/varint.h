@@ -1,4 +1,4 @@
-/* Kafka's variable-length integers, as they are written. */
+/* Kafka's variable-length integers. */
 #ifndef MP_VARINT_H
 #define MP_VARINT_H
 
@@ -10,6 +10,10 @@ static inline uint32_t varint_size(uint64_t zigzag) {
 
 static inline uint64_t zigzag(int64_t value) {
     return (uint64_t)value << 1 ^ (uint64_t)(value >> 63);
+}
+
+static inline int64_t unzigzag(uint64_t value) {
+    return (int64_t)(value >> 1) ^ -(int64_t)(value & 1);
 }
 
 static __attribute__((noinline, cold, unused)) uint8_t *put_long_varint(uint8_t *at, uint64_t value) {

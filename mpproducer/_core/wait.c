@@ -25,13 +25,10 @@ static void map_around(struct mp_writer *writer, uint32_t slot) {
 
 uint32_t mp_take_slot(struct mp_writer *writer, int extension) {
     struct mp_region *region = &writer->region;
-    const uint32_t slot = writer->stash;
-    if (slot == MP_NONE) {
-        const uint32_t claimed = mp_claim(region, writer->owner, extension);
-        if (extension) map_around(writer, claimed);
-        return claimed;
-    }
+    const int stashed = writer->stash != MP_NONE;
+    const uint32_t slot = stashed ? writer->stash : mp_claim(region, writer->owner, extension);
     if (extension) map_around(writer, slot);
+    if (!stashed) return slot;
     writer->stash = atomic_load_explicit(&region->slot[slot].next, RELAXED);
     if (!extension) { /* stashed slots are unplaced extensions; only we may touch this word */
         const uint64_t word = atomic_load_explicit(&region->slot[slot].word, RELAXED);

@@ -3,6 +3,7 @@
 
 #include "crc.h"
 #include "orders.h"
+#include "varint.h"
 
 /* Attributes, two deltas, null key, null value, no headers: one byte each. */
 #define MIN_BODY 6
@@ -64,7 +65,7 @@ static inline int64_t get_varint(struct reader *in, uint32_t limit, uint64_t *us
         value |= (uint64_t)(byte & 0x7f) << 7 * i;
         if (!(byte & 0x80)) {
             *used += i + 1;
-            return (int64_t)(value >> 1) ^ -(int64_t)(value & 1);
+            return unzigzag(value);
         }
     }
     in->failed = 1;
@@ -122,10 +123,6 @@ static inline uint32_t short_varint(const uint8_t **at, uint32_t *longer) {
     *at = byte + 3;
     *longer |= third & 0x80;
     return first - 0x80 + ((second - 0x80) << 7) + (third << 14);
-}
-
-static inline int64_t unzigzag(uint32_t value) {
-    return (int64_t)(value >> 1) ^ -(int64_t)(value & 1);
 }
 
 /* A key or value that ends at `end` at the latest: what is behind it, or NULL. */

@@ -94,11 +94,6 @@ def decode_response(frame: Buffer, correlation_id: int, api_key: int, version: i
     return framing.decode_response(frame, framing.api_of(api_key), version, correlation_id)
 
 
-def compress(codec: str, level: int | None, pieces: Sequence[Buffer]) -> bytes:
-    """One compressed stream of all records of a batch."""
-    return compression.compress(codec, level, pieces)
-
-
 def split(
     batch: ProducerBatch, limit_bytes: int, codec: str, level: int | None
 ) -> tuple[actions.Part, ...]:

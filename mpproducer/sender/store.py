@@ -159,10 +159,10 @@ class Store:
         small = self._small
         if small is None:
             small = self._small = compression.for_small(self._codec, self._level)
-        return small(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        return small(pieces)
 
     def _compress_pieces(self, pieces: Any) -> bytes:
-        return codec.compress(self._codec, self._level, pieces)
+        return compression.compress(self._codec, self._level, pieces)
 
     def _compressed(
         self,

@@ -5,6 +5,7 @@ Libraries are imported with their first use: a process pays only for the codec i
 
 from __future__ import annotations
 
+import functools
 import struct
 import threading
 import zlib
@@ -40,13 +41,12 @@ def compress(codec: str, level: int | None, pieces: Sequence[Buffer]) -> bytes:
     raise ValueError(f"there is no codec {codec!r}")
 
 
-def for_small(codec: str, level: int | None) -> Callable[[Buffer], bytes]:
-    """A compressor of small batches, each in one piece, for one thread: what `compress` looks up
-    with each call costs as much as a small batch."""
+def for_small(codec: str, level: int | None) -> Callable[[Sequence[Buffer]], bytes]:
+    """`compress` for batches of at most SMALL_BYTES and one thread: what it looks up with each call
+    costs as much as a small batch."""
     if codec == "zstd":
-        small: Callable[[Buffer], bytes] = _new_zstd(level).compress
-        return small
-    return lambda data: compress(codec, level, (data,))
+        return functools.partial(_zstd_at_once, _new_zstd(level))
+    return functools.partial(compress, codec, level)
 
 
 def _gzip(level: int | None, pieces: Sequence[Buffer]) -> bytes:
@@ -110,6 +110,11 @@ def _new_zstd(level: int | None) -> Any:
     return zstandard.ZstdCompressor(level=3 if level is None else level, write_content_size=False)
 
 
+def _zstd_at_once(context: Any, pieces: Sequence[Buffer]) -> bytes:
+    data: bytes = context.compress(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+    return data
+
+
 _kept = threading.local()
 SMALL_BYTES: Final = 16 * 1024
 
@@ -124,8 +129,7 @@ def _zstd(level: int | None, pieces: Sequence[Buffer]) -> bytes:
     # cache, and clearing them costs more than the compression. A large batch comes out smaller
     # untold. The stream object of a large one has 128 KiB of output room, made anew each time.
     if sum(map(len, pieces)) <= SMALL_BYTES:
-        small: bytes = context.compress(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-        return small
+        return _zstd_at_once(context, pieces)
     packer = context.compressobj()
     return b"".join((*map(packer.compress, pieces), packer.flush()))
 
